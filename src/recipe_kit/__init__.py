@@ -1,0 +1,3 @@
+"""recipe-kit."""
+
+__version__ = "0.1.0"
