@@ -1,0 +1,21 @@
+"""`python -m recipe_kit RECIPE` trains in this process, as `accelerate launch` wants it; anything else is the CLI."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    from recipe_kit import cli
+
+    arguments = sys.argv[1:]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in cli.main.commands:
+        from recipe_kit.cli.rank import rank
+
+        rank.main(arguments, prog_name="python -m recipe_kit")
+    else:
+        cli.main(prog_name="recipe-kit")
+
+
+if __name__ == "__main__":
+    main()

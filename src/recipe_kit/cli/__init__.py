@@ -1,0 +1,33 @@
+"""What a user can do. One module a command; whatever is slow to import is imported inside the command's body."""
+
+from __future__ import annotations
+
+import click
+
+import recipe_kit
+from recipe_kit.cli._common import Sentences
+from recipe_kit.cli.doctor import doctor
+from recipe_kit.cli.eval import eval_
+from recipe_kit.cli.formatters import formatters
+from recipe_kit.cli.recipes import diff, list_, new, schema, show, validate
+from recipe_kit.cli.train import train
+
+
+@click.group(cls=Sentences, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(recipe_kit.__version__, prog_name="recipe-kit")
+def main() -> None:
+    """Fine-tune a chat model from one YAML recipe, and show what it learnt.
+
+    \b
+    recipe-kit list                            recipes that ship
+    recipe-kit new mine.yaml --from samsum     own a copy
+    recipe-kit validate mine.yaml              every mistake at once
+    recipe-kit train mine.yaml                 train, measure, compare with the base model
+    recipe-kit eval runs/mine/latest           measure again
+
+    Shell completion: eval "$(_RECIPE_KIT_COMPLETE=bash_source recipe-kit)" (or zsh_source, fish_source).
+    """
+
+
+for command in (list_, new, show, diff, validate, schema, formatters, train, eval_, doctor):
+    main.add_command(command)

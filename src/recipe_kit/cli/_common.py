@@ -1,0 +1,93 @@
+"""What the commands share: errors as sentences, output, and the options that choose a recipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from recipe_kit.errors import RecipeKitError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def fail(error: RecipeKitError) -> None:
+    """Print the sentence once, whatever the number of ranks, and leave with exit code 1."""
+    if is_first_rank():
+        click.echo(f"recipe-kit: {error}", err=True)
+    sys.exit(1)
+
+
+class Sentence(click.Command):
+    """A command that turns our own errors into a sentence; other exceptions are bugs and keep their traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RecipeKitError as error:
+            return fail(error)
+
+
+class Sentences(click.Group):
+    """The same for a whole group."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RecipeKitError as error:
+            return fail(error)
+
+
+class RecipeType(click.ParamType):
+    """A path or the name of a shipped recipe; completes both."""
+
+    name = "recipe"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from recipe_kit import catalog
+
+        names = [CompletionItem(name) for name in catalog.recipe_names() if name.startswith(incomplete)]
+        return [*names, CompletionItem(incomplete, type="file")]
+
+
+recipe_argument = click.argument("recipe", type=RecipeType())
+
+
+def overlay_options(command: F) -> F:
+    """`--profile` and `--set`, the same wherever a recipe is read."""
+    command = click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+        help="Change one value, e.g. --set training.learning_rate=1e-4; wins over everything else. Repeatable.",
+    )(command)  # fmt: skip
+    return click.option(
+        "--profile", "profiles", multiple=True, metavar="NAME",
+        help="Lay one of the recipe's profiles over it, e.g. --profile smoke. Repeatable, in order.",
+    )(command)  # fmt: skip
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+
+
+def remark(text: str) -> None:
+    """Say something to the person at the terminal, on stderr."""
+    click.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def table(rows: Iterable[tuple[str, ...]]) -> str:
+    """Left-aligned columns, two spaces apart."""
+    rows = list(rows)
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,0 +1,62 @@
+"""`recipe-kit train`: build the launch line and start it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+import click
+
+from recipe_kit.cli._common import overlay_options, recipe_argument
+from recipe_kit.cli.rank import run_options
+
+
+@click.command()
+@recipe_argument
+@overlay_options
+@run_options
+@click.option("--num-processes", type=int, default=None, help="Training processes; one GPU each, or on the CPU.")
+@click.option("--accelerate-config", metavar="NAME|PATH", default=None, help="Launch topology: a shipped name or a file.")
+@click.option("--print-command", is_flag=True, help="Print the launch line and stop.")
+def train(
+    recipe: str,
+    profiles: tuple[str, ...],
+    overrides: tuple[str, ...],
+    runs_dir: str,
+    resume: str | None,
+    num_processes: int | None,
+    accelerate_config: str | None,
+    print_command: bool,
+) -> None:
+    """Train RECIPE, measure it against its base model, and keep everything in a run folder.
+
+    \b
+    recipe-kit train samsum --profile smoke
+    recipe-kit train my_recipe.yaml --set training.learning_rate=1e-4
+    recipe-kit train my_recipe.yaml --num-processes 2
+    recipe-kit train my_recipe.yaml --resume
+    """
+    from recipe_kit import launch, run_dir
+    from recipe_kit.recipe import load_recipe
+
+    loaded = load_recipe(recipe, profiles=profiles, overrides=overrides)
+    gpus = launch.visible_gpus()
+    rank_arguments = [recipe, "--runs-dir", runs_dir]
+    rank_arguments += [word for name in profiles for word in ("--profile", name)]
+    rank_arguments += [word for change in overrides for word in ("--set", change)]
+    if resume is not None:
+        rank_arguments += ["--resume"] if resume == "newest" else ["--resume", resume]
+    argv = launch.build_argv(
+        rank_arguments,
+        accelerate_config=accelerate_config or loaded.launch.accelerate_config,
+        num_processes=num_processes or loaded.launch.num_processes,
+        on_cpu=bool(loaded.training.get("use_cpu")) or gpus == 0,
+        gpu_count=gpus,
+    )
+    if print_command:
+        click.echo(shlex.join(argv))
+        return
+    from pathlib import Path
+
+    run_dir.check_writable(Path(runs_dir))
+    sys.exit(launch.run(argv))

@@ -1,0 +1,64 @@
+"""The command line that starts the training processes: decided here, started by `run`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from recipe_kit import catalog
+from recipe_kit.errors import LaunchError
+
+
+def build_argv(
+    rank_arguments: Sequence[str],
+    *,
+    accelerate_config: str | None = None,
+    num_processes: int | None = None,
+    on_cpu: bool,
+    gpu_count: int = 0,
+) -> list[str]:
+    """The command that runs `python -m recipe_kit RANK_ARGUMENTS` in the wanted number of processes.
+
+    On a CPU several processes are started by torch's own launcher: `accelerate launch --cpu` starts one, whatever
+    `--num_processes` says (accelerate 1.15). Everything else is `accelerate launch` with a named or given configuration.
+    Raises LaunchError for more processes than GPUs, and for a configuration that does not exist.
+    """
+    module = ["-m", "recipe_kit", *rank_arguments]
+    if num_processes is not None and num_processes < 1:
+        raise LaunchError(f"--num-processes: expected 1 or more, got {num_processes}")
+    if on_cpu:
+        if (num_processes or 1) > 1:
+            return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}", *module]
+        config = catalog.accelerate_config_path(accelerate_config or "cpu")
+        return [*_accelerate(), "--config_file", str(config), *module]
+    wanted = num_processes or (gpu_count if accelerate_config not in (None, "single_gpu") else 1)
+    if wanted > gpu_count:
+        raise LaunchError(f"--num-processes: {wanted} processes need {wanted} GPUs, and this machine has {gpu_count}")
+    config = catalog.accelerate_config_path(accelerate_config or ("single_gpu" if wanted == 1 else "multi_gpu"))
+    return [*_accelerate(), "--config_file", str(config), f"--num_processes={wanted}", *module]
+
+
+def run(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> int:
+    """Start the command, wait for it, and return its exit code; an interrupt reaches the child, which ends in its time."""
+    with subprocess.Popen(list(argv), env={**os.environ, **(environment or {})}) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue  # the terminal has sent it to the children too: let them write down where they were
+
+
+def visible_gpus() -> int:
+    """How many NVIDIA GPUs a child process would see, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) or len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def _accelerate() -> list[str]:
+    # --quiet: a failed rank has said its sentence; the launcher's own traceback would bury it
+    return [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]

@@ -1,0 +1,88 @@
+"""What a person sees while a run goes on, and the log that keeps it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held: allocated on its GPU, or resident where there is none."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes if sys.platform == "darwin" else kibibytes * 1024
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class ProgressLog(TrainerCallback):  # type: ignore[misc]
+    """Writes each logged step to `training_log.jsonl`, and shows loss, speed, memory and time left on stderr.
+
+    Speed counts all tokens the model read, padding left out, over all ranks, per second since the last logged step.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tokens = 0
+        self.started = self.last = time.monotonic()
+        self.last_tokens = 0
+        self.first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.started = self.last = time.monotonic()
+        self.first_step = state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = dict(logs or {})
+        if not state.is_world_process_zero or "train_runtime" in logs:
+            return
+        now = time.monotonic()
+        line: dict[str, Any] = {"step": state.global_step, "seconds": round(now - self.started, 3), **logs}
+        if "loss" in logs:
+            self.tokens = int(logs.get("num_tokens", 0))
+            line["tokens_per_second"] = round((self.tokens - self.last_tokens) / max(now - self.last, 1e-9), 1)
+            line["peak_memory_bytes"] = peak_memory_bytes()
+            self.last, self.last_tokens = now, self.tokens
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self._show(line, state, now)
+
+    def _show(self, line: dict[str, Any], state: TrainerState, now: float) -> None:
+        place = f"step {state.global_step}/{state.max_steps}"
+        if "eval_loss" in line:
+            self._print(f"{place}  held-out loss {line['eval_loss']:.3f}")
+        elif "loss" in line:
+            done = state.global_step - self.first_step
+            left = (now - self.started) / max(done, 1) * (state.max_steps - state.global_step)
+            self._print(
+                f"{place}  loss {line['loss']:.3f}  {line['tokens_per_second']:,.0f} tokens/s  "
+                f"peak {line['peak_memory_bytes'] / 2**30:.1f} GiB  left {duration(left)}"
+            )
+
+    @staticmethod
+    def _print(text: str) -> None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()

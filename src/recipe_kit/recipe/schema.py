@@ -1,0 +1,288 @@
+"""What a recipe is: its sections, their fields, types and defaults.
+
+Field names are a promise. The kit's own sections are closed; `lora`, `quantization` and `training` hold whatever the
+installed libraries take, and are checked in `checks.py`. Every description here is also the text of the reference
+page.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_serializer,
+)
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+Method = Literal["full", "lora", "qlora"]
+
+SOURCE_KEYS = ("id", "path", "sample")
+HELD_OUT_KEYS = ("fraction", "rows")
+PASSED_ON = {"lora": "LoraConfig", "quantization": "BitsAndBytesConfig", "training": "SFTConfig"}
+
+# `lora: null` in an overlay clears what was inherited.
+Options = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelSection(_Section):
+    """The model to start from, and how to load it."""
+
+    id: str = Field(
+        min_length=1,
+        description="Hub id `org/name`, a local folder, `package:NAME` for a model inside an installed Python "
+        "package, or `tiny:FAMILY` for a tiny random one made on the spot.",
+    )
+    revision: str | None = Field(None, description="Commit, tag or branch on the Hub. Pin a commit to repeat a run.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="Type the weights are loaded in; `auto` takes the one they were saved in."
+    )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = Field(
+        "auto", description="Attention implementation; `auto` takes the fastest correct one for the machine."
+    )
+    chat_template: str | None = Field(
+        None, description="A `.jinja` file, or the template itself; null keeps the tokenizer's own."
+    )
+    chat_template_kwargs: Options = Field(
+        default_factory=dict, description="Variables handed to the chat template, such as `date_string`."
+    )
+    pad_token: str | None = Field(None, description="Padding token; null chooses one that is never a trained token.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model. Read it first.")
+
+
+def _formatter_mapping(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class FormatterSpec(_Section):
+    """The function that turns one row into a conversation."""
+
+    name: str = Field(
+        min_length=1, description="A registered name (see `recipe-kit formatters`) or `module:attribute`."
+    )
+    options: Options = Field(default_factory=dict, description="Keyword arguments for the formatter.")
+    columns: Annotated[dict[str, str], BeforeValidator(lambda value: {} if value is None else value)] = Field(
+        default_factory=dict, description="Which column of the data stands for each column the formatter reads."
+    )
+
+
+# A bare name is the short form of `{name: …}`.
+Formatter = Annotated[FormatterSpec, BeforeValidator(_formatter_mapping, json_schema_input_type=str | FormatterSpec)]
+
+
+class Source(_Section):
+    """Rows to read: exactly one of `id`, `path` and `sample` says where from."""
+
+    id: str | None = Field(None, description="Data set on the Hub, `org/name`.")
+    path: str | None = Field(
+        None, description="JSON, JSONL, CSV or Parquet file, or a folder of them; relative to the recipe's own folder."
+    )
+    sample: str | None = Field(None, description="Rows that ship with the kit, by name.")
+    config: str | None = Field(None, description="Configuration of a Hub data set, for those that have several.")
+    split: str = Field("train", description="Split to read.")
+    revision: str | None = Field(None, description="Commit, tag or branch of a Hub data set. Pin it.")
+    where: Options = Field(
+        default_factory=dict, description="Keep the rows whose columns equal these values, `{column: value}`."
+    )
+    limit: int | None = Field(None, gt=0, description="Read at most this many rows.")
+    weight: float | None = Field(
+        None,
+        gt=0,
+        description="How often each training row is seen in an epoch: 0.5 keeps half of the rows, chosen by content, "
+        "2 shows each twice; null is 1.",
+    )
+    formatter: Formatter | None = Field(None, description="Used for these rows instead of `data.formatter`.")
+
+    @model_serializer(mode="wrap")
+    def _only_the_chosen_place(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        return {key: value for key, value in data.items() if key not in SOURCE_KEYS or value is not None}
+
+
+class HeldOut(_Section):
+    """Rows taken out of the training data: exactly one of `fraction` and `rows`."""
+
+    fraction: float | None = Field(None, gt=0, lt=1, description="Share of the training rows.")
+    rows: int | None = Field(None, gt=0, description="Number of training rows.")
+
+    @model_serializer(mode="wrap")
+    def _only_the_chosen_measure(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        return {key: value for key, value in data.items() if value is not None}
+
+
+# Tags in angle brackets cannot be taken for keys of a recipe.
+HELD_OUT_TAG, SOURCE_TAG = "<held out>", "<source>"
+
+
+def _eval_kind(value: Any) -> str:
+    if isinstance(value, HeldOut):
+        return HELD_OUT_TAG
+    held_out = isinstance(value, dict) and any(key in value for key in HELD_OUT_KEYS)
+    return HELD_OUT_TAG if held_out and not any(key in value for key in SOURCE_KEYS) else SOURCE_TAG
+
+
+EvalRows = Annotated[
+    Annotated[HeldOut, Tag(HELD_OUT_TAG)] | Annotated[Source, Tag(SOURCE_TAG)], Discriminator(_eval_kind)
+]
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _one_or_many(sources: tuple[Source, ...]) -> Any:
+    rows = [source.model_dump() for source in sources]
+    return rows[0] if len(rows) == 1 else rows
+
+
+# Always a tuple in Python; in YAML one source needs no list around it.
+Mixture = Annotated[
+    tuple[Source, ...],
+    Field(strict=False),
+    BeforeValidator(_as_list, json_schema_input_type=Source | list[Source]),
+    PlainSerializer(_one_or_many),
+]
+
+
+class DataSection(_Section):
+    """Rows to train and measure on, and how a row becomes tokens to learn."""
+
+    train: Mixture = Field(description="Rows to learn from: one source, or a list of them mixed together.")
+    eval: EvalRows | None = Field(
+        None,
+        description="Rows for the loss during training: a source, or a part held out of the training rows, "
+        "`{fraction: 0.05}` or `{rows: 100}`.",
+    )
+    test: Source | None = Field(None, description="Rows for the scores reported after training.")
+    formatter: Formatter = Field(
+        description="Turns one row into a conversation: a name, or `{name: …, options: {…}}`."
+    )
+    train_on: Literal["assistant", "last_assistant", "all"] = Field(
+        "assistant", description="Tokens to learn: every assistant turn, only the last one, or all tokens."
+    )
+    system: str | None = Field(None, description="System prompt put before conversations that have none.")
+    max_length: int = Field(1024, gt=0, description="Longest conversation in tokens; also the length of a packed row.")
+    too_long: Literal["drop", "truncate", "error"] = Field(
+        "drop", description="What happens to a longer one. Always counted."
+    )
+    bad_rows: Literal["error", "drop"] = Field(
+        "error", description="What happens to a row its formatter refuses. Always counted."
+    )
+    split_seed: int = Field(42, description="Seed that decides which rows are held out.")
+
+    def sources(self, split: str) -> tuple[Source, ...]:
+        """Where the rows of `train`, `eval` or `test` are read from; none for rows held out of the training rows."""
+        chosen = getattr(self, split)
+        return chosen if isinstance(chosen, tuple) else (chosen,) if isinstance(chosen, Source) else ()
+
+    def formatter_of(self, source: Source) -> FormatterSpec:
+        """The formatter for the rows of one source."""
+        return source.formatter or self.formatter
+
+
+class EvaluationSection(_Section):
+    """What is measured on the test rows, for the base model and the tuned one."""
+
+    perplexity: bool = Field(True, description="Measure perplexity over the trained tokens.")
+    samples: int = Field(8, ge=0, description="Generated answers kept to read.")
+    max_new_tokens: int = Field(128, gt=0, description="Longest generated answer in tokens.")
+    batch_size: int = Field(8, gt=0, description="Rows generated at a time.")
+    limit: int | None = Field(None, gt=0, description="Measure at most this many rows.")
+    after_training: bool = Field(True, description="Evaluate as soon as training ends.")
+
+
+class LaunchSection(_Section):
+    """How the training processes are started. Holds no hyper-parameter."""
+
+    accelerate_config: str | None = Field(
+        None, description="A topology that ships (see `recipe-kit list`) or a file of `accelerate config`."
+    )
+    num_processes: int | None = Field(None, gt=0, description="Number of processes, one for each GPU.")
+
+
+class PublishSection(_Section):
+    """What `recipe-kit push` sends to the Hub."""
+
+    repo_id: str | None = Field(
+        None, pattern=r"^[\w.-]+(/[\w.-]+)?$", description="Repository to publish to, `owner/name`."
+    )
+    private: bool = Field(True, description="Create the repository private.")
+    what: Literal["adapter", "merged", "both"] = Field("adapter", description="Adapter, merged weights, or both.")
+    merged_dtype: Dtype | None = Field(None, description="Type of the merged weights; null takes `model.dtype`.")
+
+
+def _language(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    if value is None or isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value)):
+        return handler(value)
+    raise ValueError("expected a language code such as en, or a list of them")
+
+
+class CardSection(_Section):
+    """Words for the model card that no measurement can supply."""
+
+    license: str | None = Field(None, description="Licence id of the published weights; null takes the base model's.")
+    language: Annotated[str | list[str] | None, WrapValidator(_language)] = Field(
+        None, description="Language code of the data, or a list of them."
+    )
+    intended_use: str | None = Field(None, description="What the model is for.")
+    limitations: str | None = Field(None, description="What it should not be trusted with.")
+
+
+class Recipe(_Section):
+    """One experiment, resolved: no parent, no profile, every default filled in."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]*$",
+        description="Names the experiment and its run folders: small letters, digits, `-` and `_`.",
+    )
+    description: str | None = Field(None, description="One sentence about it.")
+    model: ModelSection = Field(description="The model to start from.")
+    method: Method = Field(
+        description="Train all weights (`full`), an adapter (`lora`), or an adapter on a 4-bit model (`qlora`)."
+    )
+    data: DataSection = Field(description="Rows, and how they become tokens to learn.")
+    lora: Options = Field(default_factory=dict, description="Passed on to `peft.LoraConfig`.")
+    quantization: Options = Field(
+        default_factory=dict, description="Passed on to `transformers.BitsAndBytesConfig`; for `qlora` only."
+    )
+    training: Options = Field(default_factory=dict, description="Passed on to `trl.SFTConfig`.")
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="What is measured.")
+    launch: LaunchSection = Field(default_factory=LaunchSection, description="How processes are started.")
+    publish: PublishSection = Field(default_factory=PublishSection, description="What is sent to the Hub.")
+    card: CardSection = Field(default_factory=CardSection, description="Words for the model card.")
+
+
+# Keys of a recipe file that are gone once it is resolved.
+FILE_KEYS = {
+    "extends": "A parent recipe: a path relative to this file, or a shipped recipe by name. Keys here override it.",
+    "profiles": "Named overlays, such as the same experiment on other hardware: `{name: keys to override}`.",
+}
+
+# Dotted place -> the model whose fields may stand there.
+CLOSED: dict[str, type[BaseModel]] = {
+    "": Recipe,
+    "model": ModelSection,
+    "data": DataSection,
+    "data.train": Source,
+    "data.eval": Source,
+    "data.test": Source,
+    "data.formatter": FormatterSpec,
+    "evaluation": EvaluationSection,
+    "launch": LaunchSection,
+    "publish": PublishSection,
+    "card": CardSection,
+}

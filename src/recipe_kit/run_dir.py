@@ -1,0 +1,198 @@
+"""The files of a run folder: their names, what is in them, and how to find a run.
+
+    runs/<name>/<time>/
+      recipe.yaml          the recipe as it was run, every value written out
+      run.json             what happened: RunInfo
+      training_log.jsonl   one line per logged step
+      metrics.json         base against tuned on the held-out rows: Metrics
+      samples.jsonl        one held-out prompt a line with both answers and the reference
+      adapter/ or model/   what was learnt, with tokenizer and chat template: plain PEFT or transformers
+      checkpoints/         for --resume
+      tensorboard/         curves
+    runs/<name>/latest     -> the newest finished run
+
+A run is finished when `run.json` says so; it is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
+
+from recipe_kit.errors import RunError
+from recipe_kit.suggest import did_you_mean
+
+RECIPE = "recipe.yaml"
+RUN = "run.json"
+LOG = "training_log.jsonl"
+METRICS = "metrics.json"
+SAMPLES = "samples.jsonl"
+ADAPTER = "adapter"
+MODEL = "model"
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+LATEST = "latest"
+
+Status = Literal["running", "finished", "failed", "interrupted"]
+
+
+class RunInfo(TypedDict):
+    """What `run.json` holds. Keys marked as not required appear once they are known."""
+
+    schema_version: int
+    recipe_kit_version: str
+    status: Status
+    error: NotRequired[str]  # the sentence, when status is failed
+    name: str
+    method: str
+    recipe_sha256: str
+    started_at: str  # ISO 8601 with offset
+    finished_at: NotRequired[str]
+    command: list[str]
+    git_commit: str | None  # of the folder the command was run in
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    processes: int
+    seed: int
+    notes: list[str]  # choices the kit made and said
+    model: dict[str, Any]  # id, revision, dtype, parameters, trainable_parameters, chat_template_sha256
+    data: dict[str, Any]  # per split: sources, counts, content_sha256; and the formatter with its source's hash
+    training: NotRequired[dict[str, Any]]  # steps, epochs, effective_batch_size, losses, tokens, seconds, memory
+
+
+class Score(TypedDict):
+    """Token-weighted loss of one model on the held-out rows: sums over all trained tokens, divided once."""
+
+    loss: float  # nats per token
+    perplexity: float
+    tokens: int
+
+
+class Metrics(TypedDict):
+    """What `metrics.json` holds: both models on the same rows, in the same precision."""
+
+    split: str
+    rows: int
+    content_sha256: str
+    precision: str
+    base: NotRequired[Score]
+    tuned: NotRequired[Score]
+    generation: dict[str, Any]
+
+
+def create(runs_dir: Path, name: str) -> Path:
+    """A new, empty run folder `runs_dir/name/<time>`. Raises RunError when it cannot be written."""
+    stamp = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    for attempt in range(100):
+        run = runs_dir / name / (stamp if attempt == 0 else f"{stamp}-{attempt}")
+        try:
+            run.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(_not_writable(runs_dir, error)) from error
+        return run
+    raise RunError(f"{runs_dir / name}: a hundred runs started in one second; remove some")
+
+
+def check_writable(runs_dir: Path) -> None:
+    """Raises RunError when runs cannot be written below `runs_dir`; asked before anything slow."""
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=runs_dir):
+            pass
+    except OSError as error:
+        raise RunError(_not_writable(runs_dir, error)) from error
+
+
+def find(source: str | Path) -> Path:
+    """The run folder a user means: the folder itself, or `latest` in it. Raises RunError."""
+    run = Path(source)
+    if not (run / RUN).is_file():
+        if (run / LATEST / RUN).is_file():
+            run = run / LATEST
+        else:
+            nearby = [entry.name for entry in run.parent.iterdir() if entry.is_dir()] if run.parent.is_dir() else []
+            hint = did_you_mean(run.name, nearby)
+            raise RunError(f"{run}: not a run folder (no {RUN} in it){hint or '; give one such as runs/samsum/latest'}")
+    return run.resolve()
+
+
+def newest_unfinished(runs_dir: Path, name: str) -> Path:
+    """The newest run of this recipe that did not finish and left a checkpoint. Raises RunError when there is none."""
+    folder = runs_dir / name
+    runs = sorted((entry for entry in folder.iterdir() if (entry / RUN).is_file()), reverse=True) if folder.is_dir() else []
+    for run in runs:
+        if run.name != LATEST and read(run)["status"] != "finished" and any((run / CHECKPOINTS).glob("checkpoint-*")):
+            return run
+    raise RunError(f"nothing to resume: {folder} has no unfinished run with a checkpoint; start without --resume")
+
+
+def read(run: Path) -> RunInfo:
+    """`run.json` of a run. Raises RunError when it is missing or damaged."""
+    info: RunInfo = _read_json(run / RUN)
+    return info
+
+
+def read_metrics(run: Path) -> Metrics:
+    """`metrics.json` of a run. Raises RunError when the run was not evaluated."""
+    metrics: Metrics = _read_json(run / METRICS)
+    return metrics
+
+
+def require_finished(run: Path) -> RunInfo:
+    """`run.json` of a run that has something to show. Raises RunError for one that did not finish."""
+    info = read(run)
+    if info["status"] != "finished":
+        reason = f" ({info['error']})" if "error" in info else ""
+        raise RunError(f"{run}: this run is {info['status']}{reason}; continue it with `recipe-kit train ... --resume`")
+    return info
+
+
+def weights(run: Path, method: str) -> Path:
+    """Where a run of this method keeps what was learnt."""
+    return run / (MODEL if method == "full" else ADAPTER)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write beside and move into place: a reader sees the old file or the new one, never half of one."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise RunError(_not_writable(path, error)) from error
+
+
+def point_latest(run: Path) -> None:
+    """Let `latest` beside a run name it. On systems without links, `latest` is left out."""
+    link = run.parent / LATEST
+    part = run.parent / f".{LATEST}.part"
+    try:
+        part.unlink(missing_ok=True)
+        part.symlink_to(run.name, target_is_directory=True)
+        os.replace(part, link)
+    except OSError:
+        part.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        hint = "run `recipe-kit eval RUN` first" if path.name == METRICS else "not a run folder"
+        raise RunError(f"{path}: no such file; {hint}") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); the run folder is damaged") from error
+
+
+def _not_writable(path: Path, error: OSError) -> str:
+    return f"cannot write {path}: {error.strerror or error}; choose another folder with --runs-dir"

@@ -1,0 +1,415 @@
+"""What every rank runs: a recipe in, a run folder out.
+
+The order is the message: everything that can be wrong is looked at before the model is loaded, and the run folder says
+`finished` only after the weights, the tokenizer and the evaluation are in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # SFTTrainer pings when it is built
+
+import torch
+import trl
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+import recipe_kit
+from recipe_kit import data, evaluation, modeling, run_dir
+from recipe_kit.errors import ModelError, RecipeError, RunError
+from recipe_kit.formatters import get_formatter
+from recipe_kit.progress import ProgressLog, peak_memory_bytes
+from recipe_kit.recipe import Recipe, dump_recipe, recipe_digest
+from recipe_kit.run_dir import RunInfo
+
+_PACKAGES = (
+    "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers", "huggingface-hub",
+)  # fmt: skip
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
+
+Report = Callable[[str], None]
+
+
+def train(
+    recipe: Recipe,
+    *,
+    runs_dir: str | Path = "runs",
+    resume: bool | str | Path = False,
+    command: Sequence[str] = (),
+    report: Report = lambda text: None,
+) -> Path:
+    """Train what the recipe says and return its run folder; called by every rank.
+
+    `resume` continues the newest unfinished run of this recipe below `runs_dir`, or the run folder it names. `report`
+    receives remarks for a person, on the first rank only. Raises a RecipeKitError for anything the user can correct,
+    before the model is loaded wherever that can be known.
+    """
+    state = PartialState(cpu=modeling.uses_cpu(recipe))
+    if not state.is_main_process:
+        report = _silent
+    notes: list[str] = []
+    runs_dir = Path(runs_dir)
+    precision = modeling.choose_precision(recipe, notes)
+    arguments = training_arguments(recipe, precision)
+    check_method(recipe)
+    if state.is_main_process:
+        run_dir.check_writable(runs_dir)
+    continued = _find_resumed(recipe, runs_dir, resume)
+    if recipe.model.id.startswith("tiny:"):
+        notes.append("wiring check: a tiny random model, whose scores and answers mean nothing")
+    for note in notes:
+        report(note)
+
+    report(f"reading rows for {recipe.name}")
+    tokenizer = modeling.load_tokenizer(recipe.model)
+    splits = data.prepare(recipe.data, tokenizer)
+    for split in splits.values():
+        report(_counts_line(split))
+    if arguments.per_device_train_batch_size * state.num_processes > len(splits["train"].rows) and not arguments.packing:
+        notes.append("fewer training rows than one batch: each step sees all of them")
+
+    run = continued or _shared_run(state, runs_dir, recipe.name)
+    info = _run_info(recipe, splits, tokenizer, command, state.num_processes, notes)
+    if state.is_main_process:
+        run_dir.write_text(run / run_dir.RECIPE, dump_recipe(recipe))
+        run_dir.write_json(run / run_dir.RUN, info)
+    report(f"run folder {run}")
+    try:
+        _train_into(run, recipe, arguments, tokenizer, splits, precision, info, state, continued is not None, report)
+    except BaseException as error:
+        info["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        info["error"] = _TOKEN.sub("hf_…", str(error).splitlines()[0] if str(error) else type(error).__name__)
+        if state.is_main_process:
+            with suppress(RunError):  # the first error is the one to show
+                run_dir.write_json(run / run_dir.RUN, info)
+        raise
+    return run
+
+
+def training_arguments(recipe: Recipe, precision: str) -> trl.SFTConfig:
+    """TRL's configuration of the recipe's `training` section, with what the kit decides. Raises RecipeError.
+
+    The output folder is set when there is one.
+    """
+    values: dict[str, Any] = {
+        "report_to": ["tensorboard"],
+        "save_total_limit": 2,
+        "logging_first_step": True,
+        **recipe.training,
+        "max_length": recipe.data.max_length,
+        "output_dir": run_dir.CHECKPOINTS,
+        "use_cpu": modeling.uses_cpu(recipe),
+        "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
+        "trust_remote_code": recipe.model.trust_remote_code,
+    }
+    has_bfloat16 = modeling.uses_cpu(recipe) or torch.cuda.is_bf16_supported(including_emulation=False)
+    values["fp16"] = bool(values.get("fp16", precision == "float16")) or (bool(values.get("bf16")) and not has_bfloat16)
+    values["fp16"] = values["fp16"] and not modeling.uses_cpu(recipe)
+    values["bf16"] = bool(values.get("bf16", precision == "bfloat16")) and not values["fp16"]
+    if recipe.data.eval is None and values.get("eval_strategy", "no") != "no":
+        raise RecipeError("training.eval_strategy: evaluating during training needs held-out rows; set data.eval")
+    if values.get("packing") and values.get("packing_strategy", "bfd") == "wrapped":
+        raise RecipeError(
+            "training.packing_strategy: 'wrapped' lets packed rows see each other; use bfd, which keeps them apart"
+        )
+    try:
+        return trl.SFTConfig(**values)
+    except (TypeError, ValueError, ImportError) as error:
+        raise RecipeError(f"training: {str(error).splitlines()[0]}") from error
+
+
+def check_method(recipe: Recipe) -> None:
+    """Raises ModelError or RecipeError when the method cannot work on this machine; loads no model."""
+    if recipe.method == "qlora":
+        modeling.check_quantization(recipe)
+    if recipe.method != "full":
+        modeling.lora_config(recipe)
+    if str(recipe.training.get("optim", "")).startswith("paged_") and modeling.uses_cpu(recipe):
+        raise RecipeError("training.optim: paged optimisers need a GPU; use adamw_torch on a CPU")
+
+
+def _train_into(
+    run: Path,
+    recipe: Recipe,
+    arguments: trl.SFTConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: dict[str, data.Split],
+    precision: str,
+    info: RunInfo,
+    state: PartialState,
+    resumed: bool,
+    report: Report,
+) -> None:
+    arguments.output_dir = str(run / run_dir.CHECKPOINTS)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / run_dir.TENSORBOARD)
+    started = time.monotonic()
+    report(f"loading {recipe.model.id}")
+    trainer = _trainer(run, recipe, arguments, tokenizer, splits, precision)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    info["model"] |= {
+        "revision": getattr(model.config, "_commit_hash", None) or recipe.model.revision,
+        "parameters": _parameter_count(model, trained_only=False),
+        "trainable_parameters": _parameter_count(model, trained_only=True),
+        "trainable_dtype": str(next(p.dtype for p in model.parameters() if p.requires_grad)).removeprefix("torch."),
+        "dtype": "nf4" if recipe.method == "qlora" else str(modeling.model_dtype(recipe, precision))[6:],
+    }
+    report(
+        f"{info['model']['trainable_parameters']:,} of {info['model']['parameters']:,} parameters are trained "
+        f"({info['model']['trainable_dtype']}), base in {info['model']['dtype']}"
+    )
+    training_started = time.monotonic()
+    outcome = trainer.train(resume_from_checkpoint=resumed)
+    training_seconds = time.monotonic() - training_started
+    progress = next(c for c in trainer.callback_handler.callbacks if isinstance(c, ProgressLog))
+    tokens = int(trainer._total_train_tokens)
+    info["training"] = {
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "effective_batch_size": arguments.per_device_train_batch_size
+        * arguments.gradient_accumulation_steps
+        * state.num_processes,
+        "train_loss": outcome.training_loss,
+        "final_loss": next((line["loss"] for line in reversed(trainer.state.log_history) if "loss" in line), None),
+        "tokens": tokens,
+        "seconds": round(training_seconds, 3),
+        "tokens_per_second": round(tokens / training_seconds, 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "resumed_at_step": progress.first_step if resumed else None,
+    }
+    report(f"saving to {run_dir.weights(run, recipe.method)}")
+    _save(trainer, tokenizer, run_dir.weights(run, recipe.method))
+    _evaluate(trainer, recipe, tokenizer, splits, precision, run, info, report)
+    if state.is_main_process:
+        info["training"]["wall_seconds"] = round(time.monotonic() - started, 3)
+        info["status"] = "finished"
+        info["finished_at"] = _now()
+        run_dir.write_json(run / run_dir.RUN, info)
+        run_dir.point_latest(run)
+    state.wait_for_everyone()
+
+
+def _trainer(
+    run: Path,
+    recipe: Recipe,
+    arguments: trl.SFTConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: dict[str, data.Split],
+    precision: str,
+) -> trl.SFTTrainer:
+    model = modeling.load_model(recipe, tokenizer, precision)
+    adapter = None
+    if recipe.method != "full":
+        adapter = modeling.lora_config(recipe)
+        modeling.check_targets(model, adapter)
+    try:
+        trainer = _Trainer(
+            model=model,
+            args=arguments,
+            processing_class=tokenizer,
+            train_dataset=splits["train"].rows,
+            eval_dataset=splits["eval"].rows if "eval" in splits else None,
+            peft_config=adapter,
+        )
+    except ValueError as error:  # PEFT and TRL refuse combinations here, in their own words
+        raise ModelError(f"{recipe.method}: {str(error).splitlines()[0]}") from error
+    if arguments.fp16:  # the gradient scaler cannot unscale 16-bit gradients, and TRL makes QLoRA adapters bfloat16
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(ProgressLog(run / run_dir.LOG))
+    return trainer
+
+
+class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer without its model card: it writes one into every checkpoint, with placeholders and a local path."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+def _save(trainer: trl.SFTTrainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    trainer.save_model(str(folder))
+    if trainer.accelerator.is_main_process:
+        tokenizer.save_pretrained(folder)
+        for leftover in ("training_args.bin", "README.md"):  # a pickle with local paths, and PEFT's empty card
+            (folder / leftover).unlink(missing_ok=True)
+
+
+def _evaluate(
+    trainer: trl.SFTTrainer,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: dict[str, data.Split],
+    precision: str,
+    run: Path,
+    info: RunInfo,
+    report: Report,
+) -> None:
+    held_out = splits.get("test") or splits.get("eval")
+    if held_out is None or not recipe.evaluation.after_training:
+        return
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        info["notes"].append("sharded weights are not evaluated in place: run `recipe-kit eval` on this folder")
+        report(info["notes"][-1])
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    trainer.optimizer = trainer.lr_scheduler = None
+    trainer.accelerator.free_memory()
+    evaluation.measure(run, recipe, tokenizer, model, held_out, precision, report=report)
+
+
+def _find_resumed(recipe: Recipe, runs_dir: Path, resume: bool | str | Path) -> Path | None:
+    if not resume:
+        return None
+    run = run_dir.newest_unfinished(runs_dir, recipe.name) if resume is True else run_dir.find(resume)
+    info = run_dir.read(run)
+    if info["status"] == "finished":
+        raise RunError(f"{run}: this run is finished; there is nothing to resume")
+    if info["recipe_sha256"] != recipe_digest(recipe):
+        raise RunError(
+            f"{run}: the recipe has changed since this run started; compare with "
+            f"`recipe-kit diff {run / run_dir.RECIPE} YOUR_RECIPE`, or start anew without --resume"
+        )
+    if not any((run / run_dir.CHECKPOINTS).glob("checkpoint-*")):
+        raise RunError(f"{run}: no checkpoint was saved; start anew without --resume")
+    return run
+
+
+def _shared_run(state: PartialState, runs_dir: Path, name: str) -> Path:
+    """The run folder the first rank makes, known to all; its failure is everybody's, so that nobody waits."""
+    answer: list[Any] = [None]
+    if state.is_main_process:
+        try:
+            answer = [run_dir.create(runs_dir, name)]
+        except RunError as error:
+            answer = [error]
+    if state.num_processes > 1:
+        broadcast_object_list(answer)
+    if isinstance(answer[0], RunError):
+        raise answer[0]
+    return Path(answer[0])
+
+
+def _run_info(
+    recipe: Recipe,
+    splits: dict[str, data.Split],
+    tokenizer: PreTrainedTokenizerBase,
+    command: Sequence[str],
+    processes: int,
+    notes: list[str],
+) -> RunInfo:
+    formatter = recipe.data.formatter
+    return {
+        "schema_version": 1,
+        "recipe_kit_version": recipe_kit.__version__,
+        "status": "running",
+        "name": recipe.name,
+        "method": recipe.method,
+        "recipe_sha256": recipe_digest(recipe),
+        "started_at": _now(),
+        "command": [_TOKEN.sub("hf_…", word) for word in command],
+        "git_commit": _git_commit(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "hardware": _hardware(recipe),
+        "processes": processes,
+        "seed": int(recipe.training.get("seed", 42)),
+        "notes": notes,
+        "model": {"id": recipe.model.id, "chat_template_sha256": modeling.template_hash(tokenizer)},
+        "data": {
+            "formatter": {"name": formatter.name, "source_sha256": _source_hash(get_formatter(formatter.name))},
+            "splits": {
+                split.name: {
+                    "sources": split.sources,
+                    **split.counts.as_dict(),
+                    "content_sha256": split.content_sha256,
+                }
+                for split in splits.values()
+            },
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _hardware(recipe: Recipe) -> dict[str, Any]:
+    if modeling.uses_cpu(recipe):
+        return {"device": "cpu", "machine": platform.machine(), "cores": os.cpu_count()}
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "device": "cuda",
+        "name": properties.name,
+        "memory_bytes": properties.total_memory,
+        "cuda": torch.version.cuda,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the folder the run was started in, so that a recipe kept in git can be found again."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _source_hash(function: Any) -> str | None:
+    try:
+        return hashlib.sha256(inspect.getsource(inspect.unwrap(function)).encode()).hexdigest()
+    except (OSError, TypeError):
+        return None
+
+
+def _parameter_count(model: torch.nn.Module, *, trained_only: bool) -> int:
+    """Parameters of the unquantised model: 4-bit weights hold two in each byte."""
+    total = 0
+    for parameter in model.parameters():
+        if trained_only and not parameter.requires_grad:
+            continue
+        packed = parameter.__class__.__name__ == "Params4bit"
+        total += parameter.numel() * (2 * parameter.element_size() if packed else 1)
+    return total
+
+
+def _counts_line(split: data.Split) -> str:
+    counts = split.counts
+    held_out = f", {counts.held_out} held out" if counts.held_out else ""
+    dropped = "".join(f", {number} dropped: {reason}" for reason, number in counts.dropped.most_common())
+    cut = f", {counts.truncated} truncated" if counts.truncated else ""
+    share = counts.trained_tokens / max(counts.tokens, 1)
+    return f"{split.name}: {counts.kept} of {counts.read} rows{held_out}{dropped}{cut}; {counts.tokens:,} tokens, {share:.0%} trained"
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _silent(text: str) -> None:
+    return None
+
+
