@@ -4,7 +4,8 @@
 
 FOLDER holds customer_support.train.jsonl and customer_support.test.jsonl with `instruction` and `response`. Each
 configuration is a run of its own in a fresh process. After it, another fresh process loads the adapter with plain
-transformers and PEFT and measures the same rows: `reload_gap` is how far its loss is from the one at the end of training.
+transformers and PEFT and measures the same rows: `reload_gap` is how far its loss is from the one at the end of
+training.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def run_one(name: str, model: str, rows: Path, runs_dir: Path) -> dict[str, obje
     changes += [f"data.eval={{path: {rows}/customer_support.test.jsonl}}"]
     overrides = [word for change in changes for word in ("--set", change)]
     subprocess.run(
-        [sys.executable, "-m", "recipe_kit", str(HERE / "support.yaml"), "--runs-dir", str(runs_dir), *overrides], check=True
+        [sys.executable, "-m", "recipe_kit", str(HERE / "support.yaml"), "--runs-dir", str(runs_dir), *overrides],
+        check=True,
     )
     run = runs_dir / name.replace(" ", "-") / "latest"
     info = json.loads((run / "run.json").read_text())
@@ -77,7 +79,10 @@ def run_one(name: str, model: str, rows: Path, runs_dir: Path) -> dict[str, obje
         "trainable_parameters": info["model"]["trainable_parameters"],
         "trainable_dtype": info["model"]["trainable_dtype"],
         "notes": info["notes"],
-        **{key: info["training"][key] for key in ("steps", "seconds", "tokens", "tokens_per_second", "peak_memory_bytes")},
+        **{
+            key: info["training"][key]
+            for key in ("steps", "seconds", "tokens", "tokens_per_second", "peak_memory_bytes")
+        },
     }
     if (run / "adapter").is_dir():
         dtype = "float16" if "fp16" in name else "bfloat16"

@@ -40,7 +40,7 @@ _HOME = {
     "validate": "recipe_kit.validation",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
     from recipe_kit.catalog import recipe_names as recipe_names

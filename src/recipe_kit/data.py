@@ -1,7 +1,8 @@
 """From the recipe's `data` section to counted, tokenised rows.
 
-load -> select -> format -> split -> tokenise. Every row that does not arrive is counted under its reason. Which rows are
-held out depends only on what a row says and on `data.split_seed`: not on the order of the file, the rank, or the machine.
+load -> select -> format -> split -> tokenise. Every row that does not arrive is counted under its reason. Which rows
+are held out depends only on what a row says and on `data.split_seed`: not on the order of the file, on `data.system`,
+on the rank, or on the machine.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from recipe_kit.suggest import did_you_mean
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_READ_ERRORS = (datasets.exceptions.DatasetsError, ValueError, OSError, RuntimeError)
 _READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 
 
@@ -34,6 +36,7 @@ class Counts:
 
     read: int = 0
     kept: int = 0
+    held_out: int = 0  # moved to another split
     truncated: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
@@ -67,12 +70,11 @@ def prepare(
     check_formatters(data, wanted)
     collected: dict[str, _Collected] = {}
     for name in wanted:
-        chosen = getattr(data, name)
-        if not isinstance(chosen, HeldOut):
-            collected[name] = _collect(name, chosen, data)
+        if data.sources(name):
+            collected[name] = _collect(name, data)
     held_out = {name: getattr(data, name) for name in ("eval", "test") if isinstance(getattr(data, name), HeldOut)}
-    if held_out and wanted:  # held-out rows leave the training rows even when only one of the two is asked for
-        train = collected.get("train") or _collect("train", data.train, data)
+    if held_out and {"train", *held_out} & set(wanted):  # each of the two depends on which rows went to the other
+        train = collected.get("train") or _collect("train", data)
         for name, rule in held_out.items():
             part = _hold_out(train, rule, data.split_seed, name)
             if name in wanted:
@@ -83,9 +85,9 @@ def prepare(
 def check_formatters(data: DataSection, splits: Iterable[str] = ("train", "eval", "test")) -> None:
     """Every formatter the recipe names exists and takes the options it is given; no row is read."""
     for name in splits:
-        for source in _sources(getattr(data, name)):
-            chosen = source.formatter or data.formatter
-            check_options(get_formatter(chosen.name), chosen.options)
+        for source in data.sources(name):
+            spec = data.formatter_of(source)
+            check_options(get_formatter(spec.name), spec.options)
 
 
 def content_hash(example: Mapping[str, Any]) -> str:
@@ -128,29 +130,30 @@ class _Collected:
     sources: list[dict[str, Any]]
 
     def take(self, keep: list[bool]) -> None:
-        for values in (self.examples, self.hashes, self.places):
-            values[:] = [value for value, kept in zip(values, keep, strict=True) if kept]  # type: ignore[index]
+        columns: list[list[Any]] = [self.examples, self.hashes, self.places]
+        for values in columns:
+            values[:] = [value for value, kept in zip(values, keep, strict=True) if kept]
 
 
-def _sources(chosen: Source | tuple[Source, ...] | HeldOut | None) -> list[Source]:
-    if isinstance(chosen, Source):
-        return [chosen]
-    return list(chosen) if isinstance(chosen, tuple) else []
-
-
-def _collect(name: str, chosen: Source | tuple[Source, ...], data: DataSection) -> _Collected:
+def _collect(name: str, data: DataSection) -> _Collected:
     collected = _Collected([], [], [], Counts(), [])
-    for source in _sources(chosen):
-        settings = source.formatter or data.formatter
+    for source in data.sources(name):
+        settings = data.formatter_of(source)
         formatter = get_formatter(settings.name)
         rows = load_source(source)
-        check_columns(formatter, rows.column_names, settings.columns)
         place = describe(source)
+        try:
+            check_columns(formatter, rows.column_names, settings.columns)
+        except FormatError as error:
+            raise DataError(f"{place}: {error}") from error
         before = len(collected.examples)
         for index, example in _format(rows, formatter, settings, data, place, collected.counts):
             digest = content_hash(example)
-            for _ in range(_copies(digest, source.weight, data.split_seed) if name == "train" else 1):
-                collected.examples.append(example)
+            copies = _copies(digest, source.weight, data.split_seed) if name == "train" else 1
+            if not copies:
+                collected.counts.dropped[f"left out by weight {source.weight:g}"] += 1
+            for _ in range(copies):
+                collected.examples.append(_with_system(example, data.system))
                 collected.hashes.append(digest)
                 collected.places.append(f"{place} row {index + 1}")
         collected.sources.append(
@@ -165,7 +168,12 @@ def _collect(name: str, chosen: Source | tuple[Source, ...], data: DataSection) 
 
 
 def _format(
-    rows: datasets.Dataset, formatter: Formatter, settings: FormatterSpec, data: DataSection, place: str, counts: Counts
+    rows: datasets.Dataset,
+    formatter: Formatter,
+    settings: FormatterSpec,
+    data: DataSection,
+    place: str,
+    counts: Counts,
 ) -> Iterator[tuple[int, Example]]:
     for index, row in enumerate(rows):
         counts.read += 1
@@ -177,7 +185,7 @@ def _format(
         except FormatError as error:
             _bad_row(f"{place} row {index + 1}", error, data, counts)
             continue
-        yield index, _with_system(example, data.system)
+        yield index, example
 
 
 def _bad_row(place: str, error: FormatError | LabelError, data: DataSection, counts: Counts) -> None:
@@ -192,7 +200,7 @@ def _with_system(example: Example, system: str | None) -> Example:
     turns: list[Any] | None = example.get(key)  # type: ignore[assignment]
     if system is None or turns is None or (turns and turns[0]["role"] == "system"):
         return example
-    return {**example, key: [{"role": "system", "content": system}, *turns]}  # type: ignore[return-value,misc]
+    return {**example, key: [{"role": "system", "content": system}, *turns]}  # type: ignore[return-value]
 
 
 def _unit_interval(digest: str, seed: int) -> float:
@@ -202,7 +210,7 @@ def _unit_interval(digest: str, seed: int) -> float:
 
 
 def _copies(digest: str, weight: float | None, seed: int) -> int:
-    """How often a row of a source with this weight stands in one epoch: 0.5 keeps half of the rows, 2 shows each twice."""
+    """How often a row of a source of this weight stands in one epoch: 0.5 keeps half the rows, 2 shows each twice."""
     if weight is None:
         return 1
     whole = int(weight)
@@ -230,7 +238,7 @@ def _hold_out(train: _Collected, rule: HeldOut, seed: int, name: str) -> _Collec
     first = {digest: index for index, digest in reversed(list(enumerate(part.hashes)))}
     part.take([first[digest] == index for index, digest in enumerate(part.hashes)])  # a repeated row is measured once
     part.counts.read = len(part.examples)
-    train.counts.dropped[f"held out for {name}"] += sum(out)
+    train.counts.held_out += sum(out)
     return part
 
 
@@ -282,7 +290,7 @@ def _load(source: Source) -> datasets.Dataset:
         return datasets.load_dataset(source.id, source.config, split=source.split, revision=source.revision)
     except ValueError as error:  # unknown configuration or split; the library's sentence lists the known ones
         raise DataError(f"{describe(source)}: {_first_line(error)}") from error
-    except (OSError, RuntimeError) as error:
+    except _READ_ERRORS as error:
         raise DataError(
             f"{describe(source)}: cannot get this dataset from the Hub ({_first_line(error)}); check the id, the "
             "network and `hf auth login`, or name a local file in data: path"
@@ -299,7 +307,7 @@ def _read_path(path: Path, source: Source) -> datasets.Dataset:
         if (path / "state.json").is_file():  # written by Dataset.save_to_disk
             return datasets.load_from_disk(str(path))
         return datasets.load_dataset(str(path), source.config, split=source.split)
-    except (ValueError, OSError, RuntimeError) as error:
+    except _READ_ERRORS as error:
         raise DataError(f"{describe(source)}: cannot read this folder as a dataset: {_first_line(error)}") from error
 
 
@@ -312,8 +320,22 @@ def _read_file(path: Path, source: Source) -> datasets.Dataset:
     options = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
     try:
         return datasets.load_dataset(reader, data_files={"rows": str(path)}, split="rows", **options)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise DataError(f"{path}: cannot read this file as {reader}: {_first_line(error.__cause__ or error)}") from error
+    except _READ_ERRORS as error:
+        if "corresponds to no data" in str(error):  # a ValueError of its own would be better: datasets 5.2 has none
+            raise DataError(f"{path}: the file holds no rows; nothing to train on") from error
+        reason = _broken_line(path) if path.suffix.lower() == ".jsonl" else ""
+        raise DataError(f"{path}: cannot read this file as {reader}: {reason or _first_line(error)}") from error
+
+
+def _broken_line(path: Path) -> str:
+    """The first line that is not JSON; the library counts rows from 0, within a block of the file."""
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                json.loads(line.strip() or "null")
+            except json.JSONDecodeError as error:
+                return f"line {number}, column {error.colno}: {error.msg}"
+    return ""
 
 
 def _hub_revision(source: Source) -> str | None:
@@ -330,4 +352,7 @@ def _hub_revision(source: Source) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
+    """What went wrong, shortly: `datasets` wraps the reason in a sentence that says only that there is one."""
+    if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__:
+        error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

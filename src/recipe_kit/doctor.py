@@ -55,7 +55,9 @@ def _device() -> list[Finding]:
 
     if not torch.cuda.is_available():
         cores = os.cpu_count()
-        return [Finding("gpu", "note", f"none that torch {torch.__version__} can use: training runs on {cores} CPU cores")]
+        return [
+            Finding("gpu", "note", f"none that torch {torch.__version__} can use: training runs on {cores} CPU cores")
+        ]
     findings = []
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
@@ -82,7 +84,11 @@ def _disk() -> list[Finding]:
 
     hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     findings = []
-    for what, folder in (("disk for runs", Path.cwd()), ("disk for models", hub), ("disk for demo models", cache_root())):
+    for what, folder in (
+        ("disk for runs", Path.cwd()),
+        ("disk for models", hub),
+        ("disk for demo models", cache_root()),
+    ):
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
         free = shutil.disk_usage(existing).free
         writable = os.access(existing, os.W_OK)

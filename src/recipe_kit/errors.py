@@ -58,7 +58,7 @@ class FormatError(RecipeKitError):
         super().__init__(message)
 
 
-class SkipRow(FormatError):
+class SkipRow(FormatError):  # noqa: N818 - not a mistake, a decision
     """Raised by a formatter for a row it leaves out on purpose; the row is counted under this message."""
 
 

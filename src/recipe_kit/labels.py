@@ -142,7 +142,7 @@ def _encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         raise LabelError("plain text needs an end-of-text token, and this tokenizer has no eos_token")
     input_ids: list[int] = list(tokenizer(text)["input_ids"])
     if input_ids[:2] == [tokenizer.bos_token_id] * 2:  # the text brings the one that the tokenizer adds
-        input_ids.pop(0)
+        input_ids = list(tokenizer(text.removeprefix(str(tokenizer.bos_token)))["input_ids"])
     while input_ids and input_ids[-1] == tokenizer.eos_token_id:
         input_ids.pop()
     input_ids.append(tokenizer.eos_token_id)

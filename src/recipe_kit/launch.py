@@ -23,7 +23,7 @@ def build_argv(
     """The command that runs `python -m recipe_kit RANK_ARGUMENTS` in the wanted number of processes.
 
     On a CPU several processes are started by torch's own launcher: `accelerate launch --cpu` starts one, whatever
-    `--num_processes` says (accelerate 1.15). Everything else is `accelerate launch` with a named or given configuration.
+    `--num_processes` says (accelerate 1.15). Everything else is `accelerate launch` with a configuration file.
     Raises LaunchError for more processes than GPUs, and for a configuration that does not exist.
     """
     module = ["-m", "recipe_kit", *rank_arguments]
@@ -31,8 +31,17 @@ def build_argv(
         raise LaunchError(f"--num-processes: expected 1 or more, got {num_processes}")
     if on_cpu:
         if (num_processes or 1) > 1:
-            return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}", *module]
-        config = catalog.accelerate_config_path(accelerate_config or "cpu")
+            return [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc_per_node={num_processes}",
+                *module,
+            ]
+        config = catalog.accelerate_config_path(
+            "cpu" if accelerate_config in (None, "single_gpu") else accelerate_config
+        )
         return [*_accelerate(), "--config_file", str(config), *module]
     wanted = num_processes or (gpu_count if accelerate_config not in (None, "single_gpu") else 1)
     if wanted > gpu_count:
@@ -42,13 +51,21 @@ def build_argv(
 
 
 def run(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> int:
-    """Start the command, wait for it, and return its exit code; an interrupt reaches the child, which ends in its time."""
+    """Start the command, wait for it, and return its exit code; on an interrupt the child ends in its own time."""
     with subprocess.Popen(list(argv), env={**os.environ, **(environment or {})}) as process:
         while True:
             try:
                 return process.wait()
             except KeyboardInterrupt:
                 continue  # the terminal has sent it to the children too: let them write down where they were
+
+
+def cpu_environment(num_processes: int) -> dict[str, str]:
+    """Threads for each CPU process: both launchers would give it one, and half of a small machine would idle."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, cores // num_processes))}
 
 
 def visible_gpus() -> int:

@@ -186,17 +186,20 @@ def check_targets(model: PreTrainedModel, config: peft.LoraConfig) -> None:
     missing = sorted(t for t in targets if not any(name == t or name.endswith(f".{t}") for name in names))
     if missing:
         raise ModelError(
-            f"lora.target_modules: {', '.join(missing)} not in this model; its linear layers are {', '.join(sorted(leaves))}"
+            f"lora.target_modules: {', '.join(missing)} not in this model; "
+            f"its linear layers are {', '.join(sorted(leaves))}"
         )
 
 
 def load_tuned(recipe: Recipe, weights: Path, tokenizer: PreTrainedTokenizerBase, precision: str) -> PreTrainedModel:
     """The model of a finished run: the base with its adapter attached, or the full weights."""
     if recipe.method == "full":
-        tuned = recipe.model_copy(update={"model": recipe.model.model_copy(update={"id": str(weights), "revision": None})})
+        tuned = recipe.model_copy(
+            update={"model": recipe.model.model_copy(update={"id": str(weights), "revision": None})}
+        )
         return load_model(tuned, tokenizer, precision)
     base = load_model(recipe, tokenizer, precision)
-    return peft.PeftModel.from_pretrained(base, weights)  # type: ignore[no-any-return]
+    return peft.PeftModel.from_pretrained(base, weights)
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:

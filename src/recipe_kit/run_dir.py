@@ -17,7 +17,6 @@ A run is finished when `run.json` says so; it is written last.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from datetime import datetime
 from pathlib import Path
@@ -118,14 +117,20 @@ def find(source: str | Path) -> Path:
         else:
             nearby = [entry.name for entry in run.parent.iterdir() if entry.is_dir()] if run.parent.is_dir() else []
             hint = did_you_mean(run.name, nearby)
-            raise RunError(f"{run}: not a run folder (no {RUN} in it){hint or '; give one such as runs/samsum/latest'}")
+            raise RunError(
+                f"{run}: not a run folder (no {RUN} in it){hint or '; give one such as runs/samsum/latest'}"
+            )
     return run.resolve()
 
 
 def newest_unfinished(runs_dir: Path, name: str) -> Path:
     """The newest run of this recipe that did not finish and left a checkpoint. Raises RunError when there is none."""
     folder = runs_dir / name
-    runs = sorted((entry for entry in folder.iterdir() if (entry / RUN).is_file()), reverse=True) if folder.is_dir() else []
+    runs = (
+        sorted((entry for entry in folder.iterdir() if (entry / RUN).is_file()), reverse=True)
+        if folder.is_dir()
+        else []
+    )
     for run in runs:
         if run.name != LATEST and read(run)["status"] != "finished" and any((run / CHECKPOINTS).glob("checkpoint-*")):
             return run
@@ -149,7 +154,9 @@ def require_finished(run: Path) -> RunInfo:
     info = read(run)
     if info["status"] != "finished":
         reason = f" ({info['error']})" if "error" in info else ""
-        raise RunError(f"{run}: this run is {info['status']}{reason}; continue it with `recipe-kit train ... --resume`")
+        raise RunError(
+            f"{run}: this run is {info['status']}{reason}; continue it with `recipe-kit train ... --resume`"
+        )
     return info
 
 
@@ -167,7 +174,7 @@ def write_text(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        part.replace(path)
     except OSError as error:
         raise RunError(_not_writable(path, error)) from error
 
@@ -179,7 +186,7 @@ def point_latest(run: Path) -> None:
     try:
         part.unlink(missing_ok=True)
         part.symlink_to(run.name, target_is_directory=True)
-        os.replace(part, link)
+        part.replace(link)
     except OSError:
         part.unlink(missing_ok=True)
 

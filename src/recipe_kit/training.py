@@ -6,24 +6,16 @@ The order is the message: everything that can be wrong is looked at before the m
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import inspect
 import os
-import platform
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # SFTTrainer pings when it is built
 
+import huggingface_hub
 import torch
 import trl
 from accelerate import PartialState
@@ -31,18 +23,11 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-import recipe_kit
-from recipe_kit import data, evaluation, modeling, run_dir
+from recipe_kit import data, evaluation, modeling, provenance, run_dir
 from recipe_kit.errors import ModelError, RecipeError, RunError
-from recipe_kit.formatters import get_formatter
 from recipe_kit.progress import ProgressLog, peak_memory_bytes
 from recipe_kit.recipe import Recipe, dump_recipe, recipe_digest
 from recipe_kit.run_dir import RunInfo
-
-_PACKAGES = (
-    "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers", "huggingface-hub",
-)  # fmt: skip
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
 Report = Callable[[str], None]
 
@@ -61,6 +46,7 @@ def train(
     receives remarks for a person, on the first rank only. Raises a RecipeKitError for anything the user can correct,
     before the model is loaded wherever that can be known.
     """
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # read at import, which a notebook may have done before
     state = PartialState(cpu=modeling.uses_cpu(recipe))
     if not state.is_main_process:
         report = _silent
@@ -82,11 +68,14 @@ def train(
     splits = data.prepare(recipe.data, tokenizer)
     for split in splits.values():
         report(_counts_line(split))
-    if arguments.per_device_train_batch_size * state.num_processes > len(splits["train"].rows) and not arguments.packing:
+    if (
+        arguments.per_device_train_batch_size * state.num_processes > len(splits["train"].rows)
+        and not arguments.packing
+    ):
         notes.append("fewer training rows than one batch: each step sees all of them")
 
     run = continued or _shared_run(state, runs_dir, recipe.name)
-    info = _run_info(recipe, splits, tokenizer, command, state.num_processes, notes)
+    info = provenance.run_info(recipe, splits, tokenizer, command, state.num_processes, notes)
     if state.is_main_process:
         run_dir.write_text(run / run_dir.RECIPE, dump_recipe(recipe))
         run_dir.write_json(run / run_dir.RUN, info)
@@ -95,7 +84,7 @@ def train(
         _train_into(run, recipe, arguments, tokenizer, splits, precision, info, state, continued is not None, report)
     except BaseException as error:
         info["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        info["error"] = _TOKEN.sub("hf_…", str(error).splitlines()[0] if str(error) else type(error).__name__)
+        info["error"] = provenance.without_tokens(str(error).splitlines()[0] if str(error) else type(error).__name__)
         if state.is_main_process:
             with suppress(RunError):  # the first error is the one to show
                 run_dir.write_json(run / run_dir.RUN, info)
@@ -121,7 +110,9 @@ def training_arguments(recipe: Recipe, precision: str) -> trl.SFTConfig:
         "trust_remote_code": recipe.model.trust_remote_code,
     }
     has_bfloat16 = modeling.uses_cpu(recipe) or torch.cuda.is_bf16_supported(including_emulation=False)
-    values["fp16"] = bool(values.get("fp16", precision == "float16")) or (bool(values.get("bf16")) and not has_bfloat16)
+    values["fp16"] = bool(values.get("fp16", precision == "float16")) or (
+        bool(values.get("bf16")) and not has_bfloat16
+    )
     values["fp16"] = values["fp16"] and not modeling.uses_cpu(recipe)
     values["bf16"] = bool(values.get("bf16", precision == "bfloat16")) and not values["fp16"]
     if recipe.data.eval is None and values.get("eval_strategy", "no") != "no":
@@ -200,7 +191,7 @@ def _train_into(
     if state.is_main_process:
         info["training"]["wall_seconds"] = round(time.monotonic() - started, 3)
         info["status"] = "finished"
-        info["finished_at"] = _now()
+        info["finished_at"] = provenance.now()
         run_dir.write_json(run / run_dir.RUN, info)
         run_dir.point_latest(run)
     state.wait_for_everyone()
@@ -241,7 +232,7 @@ def _trainer(
 
 
 class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer without its model card: it writes one into every checkpoint, with placeholders and a local path."""
+    """TRL's trainer without its model card, which it writes into every checkpoint with a local path in it."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         return None
@@ -310,81 +301,6 @@ def _shared_run(state: PartialState, runs_dir: Path, name: str) -> Path:
     return Path(answer[0])
 
 
-def _run_info(
-    recipe: Recipe,
-    splits: dict[str, data.Split],
-    tokenizer: PreTrainedTokenizerBase,
-    command: Sequence[str],
-    processes: int,
-    notes: list[str],
-) -> RunInfo:
-    formatter = recipe.data.formatter
-    return {
-        "schema_version": 1,
-        "recipe_kit_version": recipe_kit.__version__,
-        "status": "running",
-        "name": recipe.name,
-        "method": recipe.method,
-        "recipe_sha256": recipe_digest(recipe),
-        "started_at": _now(),
-        "command": [_TOKEN.sub("hf_…", word) for word in command],
-        "git_commit": _git_commit(),
-        "versions": {"python": platform.python_version(), **_versions()},
-        "hardware": _hardware(recipe),
-        "processes": processes,
-        "seed": int(recipe.training.get("seed", 42)),
-        "notes": notes,
-        "model": {"id": recipe.model.id, "chat_template_sha256": modeling.template_hash(tokenizer)},
-        "data": {
-            "formatter": {"name": formatter.name, "source_sha256": _source_hash(get_formatter(formatter.name))},
-            "splits": {
-                split.name: {
-                    "sources": split.sources,
-                    **split.counts.as_dict(),
-                    "content_sha256": split.content_sha256,
-                }
-                for split in splits.values()
-            },
-        },
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-def _hardware(recipe: Recipe) -> dict[str, Any]:
-    if modeling.uses_cpu(recipe):
-        return {"device": "cpu", "machine": platform.machine(), "cores": os.cpu_count()}
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return {
-        "device": "cuda",
-        "name": properties.name,
-        "memory_bytes": properties.total_memory,
-        "cuda": torch.version.cuda,
-    }
-
-
-def _git_commit() -> str | None:
-    """The commit of the folder the run was started in, so that a recipe kept in git can be found again."""
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
-
-
-def _source_hash(function: Any) -> str | None:
-    try:
-        return hashlib.sha256(inspect.getsource(inspect.unwrap(function)).encode()).hexdigest()
-    except (OSError, TypeError):
-        return None
-
-
 def _parameter_count(model: torch.nn.Module, *, trained_only: bool) -> int:
     """Parameters of the unquantised model: 4-bit weights hold two in each byte."""
     total = 0
@@ -402,14 +318,9 @@ def _counts_line(split: data.Split) -> str:
     dropped = "".join(f", {number} dropped: {reason}" for reason, number in counts.dropped.most_common())
     cut = f", {counts.truncated} truncated" if counts.truncated else ""
     share = counts.trained_tokens / max(counts.tokens, 1)
-    return f"{split.name}: {counts.kept} of {counts.read} rows{held_out}{dropped}{cut}; {counts.tokens:,} tokens, {share:.0%} trained"
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")
+    rows = f"{split.name}: {counts.kept} of {counts.read} rows{held_out}{dropped}{cut}"
+    return f"{rows}; {counts.tokens:,} tokens, {share:.0%} trained"
 
 
 def _silent(text: str) -> None:
     return None
-
-

@@ -10,9 +10,7 @@ from recipe_kit.formatters import check_options, get_formatter
 from recipe_kit.recipe import Recipe, check_profiles, load_recipe
 
 
-def validate(
-    source: str | Path, *, profiles: Sequence[str] = (), overrides: Sequence[str] = ()
-) -> list[Problem]:
+def validate(source: str | Path, *, profiles: Sequence[str] = (), overrides: Sequence[str] = ()) -> list[Problem]:
     """All that is wrong with a recipe, in file order; [] when nothing is.
 
     Without `profiles` and `overrides` the recipe is checked by itself and under each of its profiles.
@@ -32,7 +30,10 @@ def formatter_problems(recipe: Recipe, file: str = "") -> list[Problem]:
     """What is wrong with the formatters a recipe names: unknown, not importable, or given options they do not take."""
     problems = []
     data = recipe.data
-    specs = [data.formatter, *(data.formatter_of(source) for name in ("train", "eval", "test") for source in data.sources(name))]
+    specs = [
+        data.formatter,
+        *(data.formatter_of(source) for name in ("train", "eval", "test") for source in data.sources(name)),
+    ]
     for spec in {spec.name: spec for spec in specs}.values():
         try:
             check_options(get_formatter(spec.name), spec.options)

@@ -124,8 +124,8 @@ def test_keys_of_other_tools_are_led_home(write: Write, key: str, value: object,
         ("train: [{id: a}, {id: b, limt: 1}]", "data.train.1.limt: not a key of data.train; did you mean limit?"),
         ("train: {path: a.json, revision: b}", "data.train.revision: belongs to a data set on the Hub (id); remove it "
          "for a path"),
-        ("train: {id: a}\n  eval: {id: b, weight: 1}", "data.eval.weight: only training rows are weighed: held-out rows "
-         "count once; remove it"),
+        ("train: {id: a}\n  eval: {id: b, weight: 1}", "data.eval.weight: only training rows are weighed: "
+         "held-out rows count once; remove it"),
         ("train: [{id: a}, b]", "data.train.1: expected a mapping, such as `train: {id: org/name}`; got 'b'"),
         ("train: {id: a}\n  eval: {fraction: 1.5}", "data.eval.fraction: expected less than 1; got 1.5"),
         ("train: {id: a}\n  eval: {fraction: 0.5, rows: 2}", "data.eval.rows: fraction and rows exclude each other; "

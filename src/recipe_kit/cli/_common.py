@@ -47,7 +47,7 @@ class Sentences(click.Group):
             return fail(error)
 
 
-class RecipeType(click.ParamType):
+class RecipeType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3, we support 8.1
     """A path or the name of a shipped recipe; completes both."""
 
     name = "recipe"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import click
@@ -25,13 +26,15 @@ def formatters(name: str | None, as_json: bool) -> None:
     if name is None:
         infos = [describe_formatter(known) for known in formatter_names()]
         if as_json:
-            print_json([{"name": i.name, "summary": i.summary, "columns": i.columns, "origin": i.origin} for i in infos])
+            print_json(
+                [{"name": i.name, "summary": i.summary, "columns": i.columns, "origin": i.origin} for i in infos]
+            )
         else:
             click.echo(table([(info.name, ", ".join(info.columns), info.summary) for info in infos]))
         return
     info = describe_formatter(name)
     if as_json:
-        print_json(info.__dict__ if hasattr(info, "__dict__") else info._asdict())
+        print_json(dataclasses.asdict(info))
         return
     click.echo(f"{info.name}  ({info.origin})\n\n{info.doc}\n")
     click.echo(f"columns: {', '.join(info.columns)}")

@@ -26,7 +26,9 @@ def run_options(command: Any) -> Any:
 @recipe_argument
 @overlay_options
 @run_options
-def rank(recipe: str, profiles: tuple[str, ...], overrides: tuple[str, ...], runs_dir: str, resume: str | None) -> None:
+def rank(
+    recipe: str, profiles: tuple[str, ...], overrides: tuple[str, ...], runs_dir: str, resume: str | None
+) -> None:
     """Train RECIPE in this process, as one of those that `accelerate launch` starts.
 
     \b

@@ -124,7 +124,7 @@ def diff(left: str, right: str, as_json: bool) -> None:
 @overlay_options
 @json_option
 def validate(recipes: tuple[str, ...], profiles: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check recipes and all their profiles; every mistake at once, with file and line. Loads nothing, downloads nothing.
+    """Check recipes and all their profiles; every mistake at once, with file and line. Downloads nothing.
 
     \b
     recipe-kit validate my_recipe.yaml

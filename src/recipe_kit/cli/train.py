@@ -7,16 +7,18 @@ import sys
 
 import click
 
-from recipe_kit.cli._common import overlay_options, recipe_argument
+from recipe_kit.cli._common import Sentence, overlay_options, recipe_argument
 from recipe_kit.cli.rank import run_options
 
 
-@click.command()
+@click.command(cls=Sentence)
 @recipe_argument
 @overlay_options
 @run_options
 @click.option("--num-processes", type=int, default=None, help="Training processes; one GPU each, or on the CPU.")
-@click.option("--accelerate-config", metavar="NAME|PATH", default=None, help="Launch topology: a shipped name or a file.")
+@click.option(
+    "--accelerate-config", metavar="NAME|PATH", default=None, help="Launch topology: a shipped name or a file."
+)
 @click.option("--print-command", is_flag=True, help="Print the launch line and stop.")
 def train(
     recipe: str,
@@ -46,11 +48,13 @@ def train(
     rank_arguments += [word for change in overrides for word in ("--set", change)]
     if resume is not None:
         rank_arguments += ["--resume"] if resume == "newest" else ["--resume", resume]
+    on_cpu = bool(loaded.training.get("use_cpu")) or gpus == 0
+    processes = num_processes if num_processes is not None else loaded.launch.num_processes
     argv = launch.build_argv(
         rank_arguments,
         accelerate_config=accelerate_config or loaded.launch.accelerate_config,
-        num_processes=num_processes or loaded.launch.num_processes,
-        on_cpu=bool(loaded.training.get("use_cpu")) or gpus == 0,
+        num_processes=processes,
+        on_cpu=on_cpu,
         gpu_count=gpus,
     )
     if print_command:
@@ -59,4 +63,4 @@ def train(
     from pathlib import Path
 
     run_dir.check_writable(Path(runs_dir))
-    sys.exit(launch.run(argv))
+    sys.exit(launch.run(argv, environment=launch.cpu_environment(processes or 1) if on_cpu else None))

@@ -51,9 +51,7 @@ def evaluate(
     return measure(folder, recipe, tokenizer, tuned, held_out, precision, limit=limit, report=report)
 
 
-def held_out_split(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, name: str | None = None
-) -> data.Split | None:
+def held_out_split(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> data.Split | None:
     """The rows to measure on: the split asked for, else `test`, else `eval`; None when the recipe has neither."""
     if name is None:
         name = "test" if recipe.data.test is not None else "eval"
@@ -93,7 +91,11 @@ def measure(
 
     for which, model in _both(recipe, tokenizer, tuned, precision):
         report(f"measuring the {which} model on {count} held-out rows")
-        sums = [perplexity.loss_sum(model, rows[i]["input_ids"], rows[i]["labels"]) for i in mine] if settings.perplexity else []
+        sums = (
+            [perplexity.loss_sum(model, rows[i]["input_ids"], rows[i]["labels"]) for i in mine]
+            if settings.perplexity
+            else []
+        )
         answers = generation.answer(
             model, tokenizer, [chats[i][0] for i in my_chats],
             stop_ids=stop_ids, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size,
@@ -126,7 +128,9 @@ def measure(
             }
             for index, (prompt, reference) in enumerate(chats)
         ]
-        run_dir.write_text(run / run_dir.SAMPLES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        run_dir.write_text(
+            run / run_dir.SAMPLES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        )
     return metrics
 
 

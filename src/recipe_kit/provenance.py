@@ -1,0 +1,115 @@
+"""Where a run comes from: everything `run.json` says before the first step."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+import recipe_kit
+from recipe_kit import data, modeling
+from recipe_kit.formatters import get_formatter
+from recipe_kit.recipe import Recipe, recipe_digest
+from recipe_kit.run_dir import RunInfo
+
+_PACKAGES = (
+    "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers", "huggingface-hub",
+)  # fmt: skip
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
+
+
+def run_info(
+    recipe: Recipe,
+    splits: dict[str, data.Split],
+    tokenizer: PreTrainedTokenizerBase,
+    command: Sequence[str],
+    processes: int,
+    notes: list[str],
+) -> RunInfo:
+    """What is known before training: recipe, command (without tokens), versions, hardware and rows."""
+    formatter = recipe.data.formatter
+    return {
+        "schema_version": 1,
+        "recipe_kit_version": recipe_kit.__version__,
+        "status": "running",
+        "name": recipe.name,
+        "method": recipe.method,
+        "recipe_sha256": recipe_digest(recipe),
+        "started_at": now(),
+        "command": [without_tokens(word) for word in command],
+        "git_commit": _git_commit(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "hardware": _hardware(recipe),
+        "processes": processes,
+        "seed": int(recipe.training.get("seed", 42)),
+        "notes": notes,
+        "model": {"id": recipe.model.id, "chat_template_sha256": modeling.template_hash(tokenizer)},
+        "data": {
+            "formatter": {"name": formatter.name, "source_sha256": _source_hash(get_formatter(formatter.name))},
+            "splits": {
+                split.name: {
+                    "sources": split.sources,
+                    **split.counts.as_dict(),
+                    "content_sha256": split.content_sha256,
+                }
+                for split in splits.values()
+            },
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _hardware(recipe: Recipe) -> dict[str, Any]:
+    if modeling.uses_cpu(recipe):
+        return {"device": "cpu", "machine": platform.machine(), "cores": os.cpu_count()}
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "device": "cuda",
+        "name": properties.name,
+        "memory_bytes": properties.total_memory,
+        "cuda": torch.version.cuda,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the folder the run was started in, so that a recipe kept in git can be found again."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _source_hash(function: Any) -> str | None:
+    try:
+        return hashlib.sha256(inspect.getsource(inspect.unwrap(function)).encode()).hexdigest()
+    except (OSError, TypeError):
+        return None
+
+
+def without_tokens(text: str) -> str:
+    """The text with Hub tokens blotted out."""
+    return _TOKEN.sub("hf_…", text)
+
+
+def now() -> str:
+    """The time of day with its offset, ISO 8601, to the second."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")

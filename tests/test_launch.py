@@ -1,0 +1,70 @@
+"""The launch line: what is decided, without starting anything."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipe_kit import launch
+from recipe_kit.errors import LaunchError
+
+
+def words(argv: list[str]) -> str:
+    return " ".join(Path(word).name if word.endswith(".yaml") else word for word in argv[1:])
+
+
+def test_a_cpu_gets_accelerate_launch_with_the_cpu_configuration() -> None:
+    argv = launch.build_argv(["r.yaml", "--profile", "smoke"], on_cpu=True)
+    assert argv[0] == sys.executable
+    assert words(argv) == (
+        "-m accelerate.commands.launch --quiet --config_file cpu.yaml -m recipe_kit r.yaml --profile smoke"
+    )
+
+
+def test_two_cpu_processes_are_started_by_torch_since_accelerate_starts_one() -> None:
+    argv = launch.build_argv(["r.yaml"], on_cpu=True, num_processes=2)
+    assert words(argv) == "-m torch.distributed.run --standalone --nproc_per_node=2 -m recipe_kit r.yaml"
+
+
+def test_one_gpu_is_the_default_even_where_there_are_more() -> None:
+    argv = launch.build_argv(["r.yaml"], on_cpu=False, gpu_count=4)
+    assert "--num_processes=1" in argv and Path(argv[argv.index("--config_file") + 1]).name == "single_gpu.yaml"
+
+
+def test_two_processes_take_the_multi_gpu_configuration() -> None:
+    argv = launch.build_argv(["r.yaml"], on_cpu=False, gpu_count=4, num_processes=2)
+    assert "--num_processes=2" in argv and Path(argv[argv.index("--config_file") + 1]).name == "multi_gpu.yaml"
+
+
+def test_a_multi_gpu_configuration_takes_all_gpus_unless_told() -> None:
+    assert "--num_processes=4" in launch.build_argv(
+        ["r.yaml"], on_cpu=False, gpu_count=4, accelerate_config="multi_gpu"
+    )
+
+
+def test_more_processes_than_gpus_is_refused() -> None:
+    with pytest.raises(LaunchError, match="3 processes need 3 GPUs, and this machine has 2"):
+        launch.build_argv(["r.yaml"], on_cpu=False, gpu_count=2, num_processes=3)
+
+
+def test_zero_processes_is_refused() -> None:
+    with pytest.raises(LaunchError, match="expected 1 or more, got 0"):
+        launch.build_argv(["r.yaml"], on_cpu=True, num_processes=0)
+
+
+def test_an_unknown_configuration_names_those_there_are() -> None:
+    with pytest.raises(LaunchError, match="did you mean multi_gpu"):
+        launch.build_argv(["r.yaml"], on_cpu=False, gpu_count=2, accelerate_config="multigpu")
+
+
+def test_hidden_gpus_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert launch.visible_gpus() == 0
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    assert launch.visible_gpus() == 2
+
+
+def test_the_exit_code_of_the_child_comes_back() -> None:
+    assert launch.run([sys.executable, "-c", "raise SystemExit(7)"]) == 7

@@ -1,0 +1,108 @@
+"""Arrows point one way, and light modules stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import recipe_kit
+
+PACKAGE = Path(recipe_kit.__file__).parent
+
+# What each part may import of the package. `errors` and `suggest` are open to all.
+ALLOWED = {
+    "errors": set(),
+    "suggest": set(),
+    "registry": set(),
+    "formatters": {"registry"},
+    "testing": {"formatters", "registry"},
+    "catalog": set(),
+    "run_dir": set(),
+    "launch": {"catalog"},
+    "recipe": {"catalog"},
+    "validation": {"recipe", "formatters"},
+    "labels": set(),
+    "local_models": {"catalog"},
+    "data": {"catalog", "labels", "formatters", "recipe"},
+    "modeling": {"local_models", "recipe"},
+    "progress": set(),
+    "evaluation": {"data", "modeling", "labels", "run_dir", "recipe"},
+    "provenance": {"data", "modeling", "formatters", "recipe", "run_dir"},
+    "training": {"data", "evaluation", "modeling", "progress", "provenance", "recipe", "run_dir"},
+    "doctor": {"local_models"},
+    "cli": {"catalog", "doctor", "evaluation", "formatters", "launch", "recipe", "run_dir", "training", "validation"},
+    "__main__": {"cli"},
+    "__init__": {"*"},  # names resolved on first use
+}
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "tensorboard"}
+LIGHT = ["recipe_kit", "recipe_kit.formatters", "recipe_kit.recipe", "recipe_kit.cli", "recipe_kit.launch",
+         "recipe_kit.run_dir", "recipe_kit.registry", "recipe_kit.validation", "recipe_kit.labels",
+         "recipe_kit.local_models", "recipe_kit.doctor", "recipe_kit.testing"]  # fmt: skip
+
+
+def part_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports(path: Path) -> set[str]:
+    """Parts of the package that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "recipe_kit":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("recipe_kit."):
+            found.add(str(node.module).split(".")[1])
+    return {name for name in found if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()}
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_module_has_its_place_in_the_table() -> None:
+    assert len(FILES) > 30
+    assert {part_of(path) for path in FILES} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_one_way(path: Path) -> None:
+    part = part_of(path)
+    allowed = ALLOWED[part] | {part, "errors", "suggest"}
+    assert "*" in allowed or imports(path) <= allowed
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_import_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
+
+
+def test_validating_a_shipped_recipe_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, recipe_kit; assert recipe_kit.validate('samsum') == []; "
+        f"print(*sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
+
+
+def test_public_names_are_listed_resolved_and_sorted() -> None:
+    assert recipe_kit.__all__ == ["__version__", *sorted(recipe_kit.__all__[1:])]
+    code = "import recipe_kit; print(*[name for name in recipe_kit.__all__ if getattr(recipe_kit, name) is None])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
+
+
+def test_train_is_the_function_also_after_its_module_was_imported() -> None:
+    code = "import recipe_kit, recipe_kit.training; assert callable(recipe_kit.train)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_public_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = recipe_kit.trian  # type: ignore[attr-defined]
