@@ -44,6 +44,13 @@ def test_there_are_commands_to_check() -> None:
     assert len(commands()) > 15
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "formatters.md"], ids=lambda page: page.name)
+def test_python_in_the_pages_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
+        exec(compile(block, page.name, "exec"), {})
+
+
 @pytest.mark.parametrize("line", commands())
 def test_every_documented_command_parses(line: str) -> None:
     words = shlex.split(line)

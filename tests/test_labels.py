@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
 from recipe_kit import labels
@@ -273,6 +274,22 @@ def test_whatever_the_text_one_turn_is_trained_through_its_end_token(tiny_tokeni
     assert trained[0] >= prompt - 1
     assert encoded.labels[trained[-1]] == tokenizer.eos_token_id
     assert len(encoded.labels) - trained[-1] == 2  # the line break after <|im_end|> is left
+
+
+def test_end_token_that_swallows_the_line_break_after_it_is_trained(tiny_tokenizer):
+    """Phi-3's control tokens take the white space after them with them: past the end of a marked answer, too."""
+    tokenizer = tiny_tokenizer("chatml")
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AddedToken("<|end|>", rstrip=True), AddedToken("<|user|>", rstrip=True)]}
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}<|end|>\n{% else %}<|assistant|>\n"
+        "{% generation %}{{ m.content }}<|end|>{% endgeneration %}\n{% endif %}{% endfor %}"
+    )
+    assert learnt({"messages": [user("Hi"), assistant("Hello!"), user("Bye"), assistant("Bye.")]}, tokenizer) == [
+        "Hello!<|end|>",
+        "Bye.<|end|>",
+    ]
 
 
 def test_empty_answer_in_the_middle_is_trained_to_stop_at_once(tiny_tokenizer):

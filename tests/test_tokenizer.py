@@ -94,7 +94,7 @@ def test_variables_of_the_recipe_become_part_of_the_template(tmp_path, value, te
     model = ModelSection(id="tiny:chatml", chat_template="{{ note }}", chat_template_kwargs={"note": value})
     load_tokenizer(model).save_pretrained(tmp_path)
     served = AutoTokenizer.from_pretrained(tmp_path)
-    assert rendered(served) == text
+    assert ascii(rendered(served)) == ascii(text)  # in ASCII, so that half a surrogate pair can be shown
     assert rendered(served, note="mine") == "mine"
 
 

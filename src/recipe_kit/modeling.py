@@ -5,10 +5,11 @@ What the kit decides here it says: each decision is a sentence appended to `note
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import importlib.util
-import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from recipe_kit.errors import ModelError
 from recipe_kit.local_models import local_folder
 from recipe_kit.recipe import ModelSection, Recipe
 
-# Llama-3's templates write today's date when none is given: training on Monday and serving on Tuesday would differ.
-# This is the date the templates themselves fall back to.
-PINNED_DATE = "26 Jul 2024"
+# Some templates write today's date (Llama 3.1 and later, gpt-oss): training on Monday and serving on Tuesday would
+# differ. This is the date that Llama's template itself falls back to.
+PINNED_DATE = datetime.date(2024, 7, 26)
+_CLOCK = re.compile(r"""strftime_now\((?P<quote>["'])(?P<format>.*?)(?P=quote)\)""")
 
 # Tokens reserved for padding, or never written by a template, in the order we like them.
 _PAD_CANDIDATES = (
@@ -38,8 +40,8 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     """The model's tokenizer, ready to train with and to be saved beside the weights.
 
     Its chat template is `model.chat_template` if given, with `model.chat_template_kwargs` (and a fixed date, where the
-    template writes one) made part of it, so the saved template renders what was trained. Its pad token is never the
-    token that ends a turn. Raises ModelError.
+    template writes one) made part of it, so the saved template renders what was trained. Unless `model.pad_token` names
+    one, its pad token never ends a turn. Raises ModelError.
     """
     tokenizer = _from_pretrained(AutoTokenizer, model)
     if not tokenizer.is_fast:
@@ -55,13 +57,14 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
 
 
 def pin_template(template: str, values: dict[str, Any]) -> str:
-    """The template with `values` as its defaults; a caller that passes them still has its way."""
-    pinned = dict(values)
-    if "date_string" in template and "strftime_now" in template:
-        pinned.setdefault("date_string", PINNED_DATE)
+    """The template with `values` as its defaults, and a fixed date where it asks the clock.
+
+    A caller that passes other values to the saved template still has its way.
+    """
+    template = _CLOCK.sub(lambda call: repr(PINNED_DATE.strftime(call["format"])), template)
     opening = "".join(
-        f"{{%- if {name} is not defined %}}{{%- set {name} = {json.dumps(value)} %}}{{%- endif %}}"
-        for name, value in pinned.items()
+        f"{{%- if {name} is not defined %}}{{%- set {name} = {value!r} %}}{{%- endif %}}"
+        for name, value in values.items()
     )
     return template if template.startswith(opening) else opening + template
 

@@ -221,7 +221,9 @@ def _trainer(
         )
     except ValueError as error:  # PEFT and TRL refuse combinations here, in their own words
         raise ModelError(f"{recipe.method}: {str(error).splitlines()[0]}") from error
-    if arguments.fp16:  # the gradient scaler cannot unscale 16-bit gradients, and TRL makes QLoRA adapters bfloat16
+    if precision != "bfloat16":
+        # TRL makes the adapters of a 4-bit model bfloat16. In float16 the gradient scaler cannot unscale them, and in
+        # float32 PEFT would load them as float32 again and give other logits than the trained model.
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
