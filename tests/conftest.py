@@ -44,3 +44,13 @@ def tiny_tokenizer(caches_of_this_session: Path) -> Callable[..., Any]:
         return load_tokenizer(ModelSection(id=f"tiny:{style}", chat_template=template))
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_for_each_worker() -> None:
+    """Several pytest workers with all threads each would wait for one another's threads most of the time."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        import torch
+
+        torch.set_num_threads(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -86,9 +87,27 @@ def test_a_mistake_in_the_ranks_is_one_sentence_and_exit_one(tmp_path: Path, pro
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("recipe-kit: /nowhere/rows.jsonl: no such file or folder") == 1
-    assert "recipe_kit/" not in done.stderr  # no frame of ours: the sentence is all there is to know
-    if processes == "1":
-        assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_an_interrupt_ends_with_a_word_and_a_resumable_run(tmp_path: Path, processes: str) -> None:
+    words = [BIN / "recipe-kit", "train", "quickstart", "--profile", "smoke", "--num-processes", processes]
+    more = ["--set", "training.max_steps=100000", "--set", "training.logging_steps=5", "--runs-dir", tmp_path]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    said = []
+    with subprocess.Popen(
+        [*words, *more], stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("step 10/"):
+                os.killpg(process.pid, signal.SIGINT)
+    assert process.returncode != 0
+    assert "Traceback" not in "".join(said)
+    assert "--resume continues from the last checkpoint" in said[-1]
+    assert run_dir.read(run_dir.newest_unfinished(tmp_path, "quickstart"))["status"] == "interrupted"
 
 
 PLAIN_PEFT = """

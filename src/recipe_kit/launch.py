@@ -1,4 +1,8 @@
-"""The command line that starts the training processes: decided here, started by `run`."""
+"""The command line that starts the training processes: decided by `build_argv`, started by `run`.
+
+A failed rank says its sentence and an interrupted one where to go on. The launchers would bury that under tracebacks
+of their own, so `run` calls the same launchers in a child process (`python -m recipe_kit.launch`) that ends quietly.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from pathlib import Path
 
 from recipe_kit import catalog
 from recipe_kit.errors import LaunchError
+
+_ACCELERATE = ("accelerate", "launch", "--quiet")  # quiet: no traceback of the launcher when a rank has failed
 
 
 def build_argv(
@@ -31,28 +37,30 @@ def build_argv(
         raise LaunchError(f"--num-processes: expected 1 or more, got {num_processes}")
     if on_cpu:
         if (num_processes or 1) > 1:
-            return [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                f"--nproc_per_node={num_processes}",
-                *module,
-            ]
+            return ["torchrun", "--standalone", f"--nproc_per_node={num_processes}", *module]
         config = catalog.accelerate_config_path(
             "cpu" if accelerate_config in (None, "single_gpu") else accelerate_config
         )
-        return [*_accelerate(), "--config_file", str(config), *module]
-    wanted = num_processes or (gpu_count if accelerate_config not in (None, "single_gpu") else 1)
-    if wanted > gpu_count:
-        raise LaunchError(f"--num-processes: {wanted} processes need {wanted} GPUs, and this machine has {gpu_count}")
-    config = catalog.accelerate_config_path(accelerate_config or ("single_gpu" if wanted == 1 else "multi_gpu"))
-    return [*_accelerate(), "--config_file", str(config), f"--num_processes={wanted}", *module]
+        return [*_ACCELERATE, "--config_file", str(config), *module]
+    if accelerate_config == "single_gpu" and (num_processes or 1) > 1:
+        accelerate_config = "multi_gpu"
+    if accelerate_config == "multi_gpu" and num_processes is None:
+        num_processes = gpu_count
+    if num_processes is not None and num_processes > gpu_count:
+        raise LaunchError(
+            f"--num-processes: {num_processes} processes need {num_processes} GPUs, and this machine has {gpu_count}"
+        )
+    config = catalog.accelerate_config_path(
+        accelerate_config or ("multi_gpu" if (num_processes or 1) > 1 else "single_gpu")
+    )
+    count = [] if num_processes is None else [f"--num_processes={num_processes}"]  # a file of your own knows best
+    return [*_ACCELERATE, "--config_file", str(config), *count, *module]
 
 
 def run(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> int:
-    """Start the command, wait for it, and return its exit code; on an interrupt the child ends in its own time."""
-    with subprocess.Popen(list(argv), env={**os.environ, **(environment or {})}) as process:
+    """Start a launch line, wait for it, and return its exit code; on an interrupt the child ends in its own time."""
+    child = [sys.executable, "-m", "recipe_kit.launch", *argv]
+    with subprocess.Popen(child, env={**os.environ, **(environment or {})}) as process:
         while True:
             try:
                 return process.wait()
@@ -76,6 +84,30 @@ def visible_gpus() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) or len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
-def _accelerate() -> list[str]:
-    # --quiet: a failed rank has said its sentence; the launcher's own traceback would bury it
-    return [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+def _launcher(words: list[str]) -> int:
+    """Call the launcher a command line names, and turn the ways it ends into an exit code."""
+    import logging
+
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    sys.argv = words
+    try:
+        if words[0] == "torchrun":
+            from torch.distributed import run as torchrun
+
+            torchrun.main()
+        else:
+            from accelerate.commands import accelerate_cli
+
+            accelerate_cli.main()
+    except ChildFailedError:
+        return 1
+    except (KeyboardInterrupt, SignalException):
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_launcher(sys.argv[1:]))

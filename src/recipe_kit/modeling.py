@@ -22,7 +22,7 @@ from recipe_kit.errors import ModelError
 from recipe_kit.local_models import local_folder
 from recipe_kit.recipe import ModelSection, Recipe
 
-# Some templates write today's date (Llama 3.1 and later, gpt-oss): training on Monday and serving on Tuesday would
+# Some templates write today's date (Llama 3.1 and later, gpt-oss): training one day and serving another would
 # differ. This is the date that Llama's template itself falls back to.
 PINNED_DATE = datetime.date(2024, 7, 26)
 _CLOCK = re.compile(r"""strftime_now\((?P<quote>["'])(?P<format>.*?)(?P=quote)\)""")
@@ -40,8 +40,8 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     """The model's tokenizer, ready to train with and to be saved beside the weights.
 
     Its chat template is `model.chat_template` if given, with `model.chat_template_kwargs` (and a fixed date, where the
-    template writes one) made part of it, so the saved template renders what was trained. Unless `model.pad_token` names
-    one, its pad token never ends a turn. Raises ModelError.
+    template writes one) made part of it, so the saved template renders what was trained. Its pad token
+    never ends a turn, unless `model.pad_token` names one that does. Raises ModelError.
     """
     tokenizer = _from_pretrained(AutoTokenizer, model)
     if not tokenizer.is_fast:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -47,7 +49,7 @@ class Sentences(click.Group):
             return fail(error)
 
 
-class RecipeType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3, we support 8.1
+class RecipeType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5; we support 8.4
     """A path or the name of a shipped recipe; completes both."""
 
     name = "recipe"
@@ -84,6 +86,18 @@ def remark(text: str) -> None:
 
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to what matters: no talk of the libraries among themselves, no bars in a log file."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names optional kernels at every import on a CPU
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
 
 
 def table(rows: Iterable[tuple[str, ...]]) -> str:

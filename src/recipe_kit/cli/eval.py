@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from recipe_kit.cli._common import json_option, print_json, remark
+from recipe_kit.cli._common import json_option, print_json, quiet_libraries, remark
 
 
 @click.command("eval")
@@ -23,6 +23,7 @@ def eval_(run: str, split: str | None, limit: int | None, as_json: bool) -> None
 
     folder = run_dir.find(run)
     run_dir.require_finished(folder)
+    quiet_libraries()
     from recipe_kit.evaluation import evaluate
 
     metrics = evaluate(folder, split=split, limit=limit, report=remark)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from recipe_kit.cli._common import Sentence, is_first_rank, overlay_options, recipe_argument, remark
+from recipe_kit.cli._common import Sentence, is_first_rank, overlay_options, quiet_libraries, recipe_argument, remark
 
 
 def run_options(command: Any) -> Any:
@@ -38,9 +38,7 @@ def rank(
 
     loaded = load_recipe(recipe, profiles=profiles, overrides=overrides)
 
-    import warnings
-
-    warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' talk among themselves
+    quiet_libraries()
     from recipe_kit.training import train
 
     try:
@@ -53,7 +51,7 @@ def rank(
         )
     except KeyboardInterrupt:
         if is_first_rank():
-            remark("interrupted; continue with --resume")
+            remark("interrupted; --resume continues from the last checkpoint, if one was saved")
         sys.exit(130)
     if is_first_rank():
         from recipe_kit.cli.results import show_results
