@@ -284,6 +284,40 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_slow(tmp_path: 
         train(recipe(tmp_path), runs_dir=blocked / "runs")
 
 
+def test_qlora_without_bitsandbytes_is_said_before_the_model_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "bitsandbytes" else find(name, *a)
+    )
+    with pytest.raises(ModelError, match="qlora needs bitsandbytes; `pip install bitsandbytes`, or set method: lora"):
+        trained(tmp_path, "method=qlora")
+    assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_a_chat_without_an_answer_names_file_and_row(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    chats = [
+        [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}],
+        [{"role": "user", "content": "?"}],
+    ]
+    rows.write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    with pytest.raises(DataError, match=r"rows.jsonl \(train\) row 2: .*assistant"):
+        trained(tmp_path, f"data.train={{path: {rows}}}", "data.formatter=messages", "data.eval=null")
+
+
+def test_nothing_is_sent_to_anyone(tmp_path: Path) -> None:
+    """SFTTrainer pings the Hub when it is built, unless this is set."""
+    import huggingface_hub
+
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = False
+    trained(tmp_path, "training.max_steps=1", "evaluation.after_training=false")
+    assert huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY is True
+
+
 def test_a_token_in_the_command_never_reaches_the_run_folder(tmp_path: Path) -> None:
     run = trained(tmp_path, command=["recipe-kit", "train", "hf_abcdefghijklmnop"])
     assert "hf_abcdefgh" not in (run / "run.json").read_text()
