@@ -323,6 +323,21 @@ def test_a_token_in_the_command_never_reaches_the_run_folder(tmp_path: Path) -> 
     assert "hf_abcdefgh" not in (run / "run.json").read_text()
 
 
+def test_a_card_without_bfloat16_computes_in_float16_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recipe_kit import modeling
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    notes: list[str] = []
+    on_card = recipe(tmp_path, "training.use_cpu=false", "method=qlora", "model.dtype=bfloat16")
+    assert modeling.choose_precision(on_card, notes) == "float16"
+    assert notes == ["Tesla T4 has no bfloat16: computing in float16"]
+    assert modeling.quantization_config(on_card, "float16").bnb_4bit_compute_dtype is torch.float16
+
+
 def test_half_precision_is_not_used_on_a_cpu_and_said(tmp_path: Path) -> None:
     said: list[str] = []
     run = trained(tmp_path, "model.dtype=float16", report=said.append)

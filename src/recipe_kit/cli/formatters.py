@@ -38,6 +38,8 @@ def formatters(name: str | None, as_json: bool) -> None:
         return
     click.echo(f"{info.name}  ({info.origin})\n\n{info.doc}\n")
     click.echo(f"columns: {', '.join(info.columns)}")
+    if info.optional_columns:
+        click.echo(f"         {', '.join(info.optional_columns)} (optional)")
     for option in info.options:
         click.echo(f"option:  {option.name}: {option.type} = {option.default!r}")
     if info.example_row is not None:
