@@ -93,11 +93,17 @@ def test_a_mistake_in_the_ranks_is_one_sentence_and_exit_one(tmp_path: Path, pro
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_an_interrupt_ends_with_a_word_and_a_resumable_run(tmp_path: Path, processes: str) -> None:
     words = [BIN / "recipe-kit", "train", "quickstart", "--profile", "smoke", "--num-processes", processes]
-    more = ["--set", "training.max_steps=100000", "--set", "training.logging_steps=5", "--runs-dir", tmp_path]
+    more = ["--set", "training.max_steps=2000", "--set", "training.logging_steps=5", "--runs-dir", tmp_path]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     said = []
     with subprocess.Popen(
-        [*words, *more], stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
+        [*words, *more],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+        # A shell starts background jobs with interrupts ignored; this one is to be interrupted wherever it runs.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
