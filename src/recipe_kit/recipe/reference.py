@@ -93,7 +93,7 @@ def _row(name: str, kind: str, default: str, text: str) -> str:
 def _default_text(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    default = field.get_default(call_default_factory=True)
+    default = field.get_default(call_default_factory=True, validated_data={})
     if default == {} or isinstance(default, BaseModel):
         return "`{}`"
     return f"`{str(default).lower() if isinstance(default, bool) else 'null' if default is None else default}`"
