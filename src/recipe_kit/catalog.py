@@ -6,10 +6,10 @@ where people look for them; an installed wheel carries them inside the package.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 
 from recipe_kit.errors import DataError, LaunchError, RecipeError
+from recipe_kit.suggest import nearest
 
 _PACKAGE = Path(__file__).parent
 _SUFFIXES = (".yaml", ".yml")
@@ -26,8 +26,8 @@ def _stems(folder: Path) -> list[str]:
 
 def unknown_name(kind: str, name: str, known: list[str]) -> str:
     """A sentence for a name that is not there: the nearest one, then all of them."""
-    near = get_close_matches(name, known, n=1)
-    guess = f"did you mean {near[0]}? " if near else ""
+    near = nearest(name, known)
+    guess = f"did you mean {near}? " if near else ""
     return f"no {kind} named {name!r}; {guess}There are: {', '.join(known) or 'none'}"
 
 

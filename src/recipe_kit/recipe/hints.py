@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from functools import cache
 
 from recipe_kit.recipe.schema import CLOSED, FILE_KEYS, PASSED_ON, HeldOut
 from recipe_kit.recipe.upstream import options
+from recipe_kit.suggest import nearest
 
 _FEW = 12  # values that still read well in one line
 _PUBLISH = "publishing is a step of its own; fill in publish and run `recipe-kit push`"
@@ -154,14 +154,14 @@ def _advice(section: str, key: str) -> str:
             if elsewhere[0]
             else (f"did you mean {key} at the top level?")
         )
-    near = get_close_matches(key, known.get(section, ()), n=1)
+    near = nearest(key, known.get(section, ()))
     if near:
-        return f"did you mean {near[0]}?"
+        return f"did you mean {near}?"
     everywhere = {name: place for place, names in reversed(known.items()) for name in names}
-    near = get_close_matches(key, everywhere, n=1, cutoff=0.8)
+    near = nearest(key, everywhere, cutoff=0.8)
     if near:
-        place = everywhere[near[0]]
-        return f"did you mean {place}.{near[0]}?" if place else f"did you mean {near[0]} at the top level?"
+        place = everywhere[near]
+        return f"did you mean {place}.{near}?" if place else f"did you mean {near} at the top level?"
     if section in PASSED_ON:
         return f"see the options of the installed {PASSED_ON[section]}"
     return f"it takes {', '.join(known.get(section, ()))}"
@@ -176,9 +176,9 @@ def expected_one_of(known: tuple[str, ...], value: object, shown: str) -> str:
     """A sentence for a value that is not among the known ones, with the nearest of them."""
     text = value if isinstance(value, str) else shown
     longer = [name for name in known if text in name]
-    near = get_close_matches(text, known, n=1)
+    near = nearest(text, known)
     if len(known) > _FEW:
-        some = (longer or near or list(known))[:_FEW]
+        some = (longer or ([near] if near else list(known)))[:_FEW]
         return f"{shown} is not among its {len(known)} values; did you mean one of {', '.join(some)}?"
-    guess = f"; did you mean {near[0]}?" if near else ""
+    guess = f"; did you mean {near}?" if near else ""
     return f"expected one of {', '.join(known)}; got {shown}{guess}"

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from recipe_kit.recipe.checks import check, normalise
 from recipe_kit.recipe.overlay import Layer, Origin, leaves, merge, set_layer, walk, with_absolute_paths
 from recipe_kit.recipe.schema import FILE_KEYS, Recipe
 from recipe_kit.recipe.yaml_source import CORE_SCALARS, Document, Keys, dotted, read_document
+from recipe_kit.suggest import did_you_mean
 
 ABSENT = "(not set)"
 
@@ -194,8 +194,7 @@ def _find(name: str, folder: Path) -> Path | str:
         return "is a folder; give a recipe file in it"
     shipped = catalog.recipe_names()
     beside = [str(Path(name).parent / found.name) for found in sorted(path.parent.glob("*.y*ml"))]
-    near = get_close_matches(name, [*shipped, *beside], n=1)
-    guess = f"; did you mean {near[0]}?" if near else "."
+    guess = did_you_mean(name, [*shipped, *beside]) or "."
     return f"no such file, and no recipe of that name ships{guess} Shipped: {', '.join(shipped) or 'none'}"
 
 
