@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,9 @@ def train(
         run_dir.write_text(run / run_dir.RECIPE, dump_recipe(recipe))
         run_dir.write_json(run / run_dir.RUN, info)
     report(f"run folder {run}")
+    job = _Job(run, recipe, arguments, tokenizer, splits, precision, info, report)
     try:
-        _train_into(run, recipe, arguments, tokenizer, splits, precision, info, state, continued is not None, report)
+        _run(job, state, resumed=continued is not None)
     except BaseException as error:
         info["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         info["error"] = provenance.without_tokens(str(error).splitlines()[0] if str(error) else type(error).__name__)
@@ -137,30 +139,38 @@ def check_method(recipe: Recipe) -> None:
         raise RecipeError("training.optim: paged optimisers need a GPU; use adamw_torch on a CPU")
 
 
-def _train_into(
-    run: Path,
-    recipe: Recipe,
-    arguments: trl.SFTConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    splits: dict[str, data.Split],
-    precision: str,
-    info: RunInfo,
-    state: PartialState,
-    resumed: bool,
-    report: Report,
-) -> None:
+@dataclass
+class _Job:
+    """What a run consists of once everything that can be checked has been."""
+
+    run: Path
+    recipe: Recipe
+    arguments: trl.SFTConfig
+    tokenizer: PreTrainedTokenizerBase
+    splits: dict[str, data.Split]
+    precision: str
+    info: RunInfo
+    report: Report
+
+    @property
+    def weights(self) -> Path:
+        return run_dir.weights(self.run, self.recipe.method)
+
+
+def _run(job: _Job, state: PartialState, *, resumed: bool) -> None:
+    run, recipe, arguments, info, report = job.run, job.recipe, job.arguments, job.info, job.report
     arguments.output_dir = str(run / run_dir.CHECKPOINTS)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / run_dir.TENSORBOARD)
     started = time.monotonic()
     report(f"loading {recipe.model.id}")
-    trainer = _trainer(run, recipe, arguments, tokenizer, splits, precision)
+    trainer = _trainer(job)
     model = trainer.accelerator.unwrap_model(trainer.model)
     info["model"] |= {
         "revision": getattr(model.config, "_commit_hash", None) or recipe.model.revision,
         "parameters": _parameter_count(model, trained_only=False),
         "trainable_parameters": _parameter_count(model, trained_only=True),
         "trainable_dtype": str(next(p.dtype for p in model.parameters() if p.requires_grad)).removeprefix("torch."),
-        "dtype": "nf4" if recipe.method == "qlora" else str(modeling.model_dtype(recipe, precision))[6:],
+        "dtype": "nf4" if recipe.method == "qlora" else str(modeling.model_dtype(recipe, job.precision))[6:],
     }
     report(
         f"{info['model']['trainable_parameters']:,} of {info['model']['parameters']:,} parameters are trained "
@@ -185,9 +195,9 @@ def _train_into(
         "peak_memory_bytes": peak_memory_bytes(),
         "resumed_at_step": progress.first_step if resumed else None,
     }
-    report(f"saving to {run_dir.weights(run, recipe.method)}")
-    _save(trainer, tokenizer, run_dir.weights(run, recipe.method))
-    _evaluate(trainer, recipe, tokenizer, splits, precision, run, info, report)
+    report(f"saving to {job.weights}")
+    _save(trainer, job.tokenizer, job.weights)
+    _evaluate(trainer, job)
     if state.is_main_process:
         info["training"]["wall_seconds"] = round(time.monotonic() - started, 3)
         info["status"] = "finished"
@@ -197,15 +207,9 @@ def _train_into(
     state.wait_for_everyone()
 
 
-def _trainer(
-    run: Path,
-    recipe: Recipe,
-    arguments: trl.SFTConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    splits: dict[str, data.Split],
-    precision: str,
-) -> trl.SFTTrainer:
-    model = modeling.load_model(recipe, tokenizer, precision)
+def _trainer(job: _Job) -> trl.SFTTrainer:
+    recipe, tokenizer, splits = job.recipe, job.tokenizer, job.splits
+    model = modeling.load_model(recipe, tokenizer, job.precision)
     adapter = None
     if recipe.method != "full":
         adapter = modeling.lora_config(recipe)
@@ -213,7 +217,7 @@ def _trainer(
     try:
         trainer = _Trainer(
             model=model,
-            args=arguments,
+            args=job.arguments,
             processing_class=tokenizer,
             train_dataset=splits["train"].rows,
             eval_dataset=splits["eval"].rows if "eval" in splits else None,
@@ -221,7 +225,7 @@ def _trainer(
         )
     except ValueError as error:  # PEFT and TRL refuse combinations here, in their own words
         raise ModelError(f"{recipe.method}: {str(error).splitlines()[0]}") from error
-    if precision != "bfloat16":
+    if job.precision != "bfloat16":
         # TRL makes the adapters of a 4-bit model bfloat16. In float16 the gradient scaler cannot unscale them, and in
         # float32 PEFT would load them as float32 again and give other logits than the trained model.
         for parameter in trainer.model.parameters():
@@ -229,7 +233,7 @@ def _trainer(
                 parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(ProgressLog(run / run_dir.LOG))
+    trainer.add_callback(ProgressLog(job.run / run_dir.LOG))
     return trainer
 
 
@@ -248,27 +252,18 @@ def _save(trainer: trl.SFTTrainer, tokenizer: PreTrainedTokenizerBase, folder: P
             (folder / leftover).unlink(missing_ok=True)
 
 
-def _evaluate(
-    trainer: trl.SFTTrainer,
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    splits: dict[str, data.Split],
-    precision: str,
-    run: Path,
-    info: RunInfo,
-    report: Report,
-) -> None:
-    held_out = splits.get("test") or splits.get("eval")
-    if held_out is None or not recipe.evaluation.after_training:
+def _evaluate(trainer: trl.SFTTrainer, job: _Job) -> None:
+    held_out = job.splits.get("test") or job.splits.get("eval")
+    if held_out is None or not job.recipe.evaluation.after_training:
         return
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        info["notes"].append("sharded weights are not evaluated in place: run `recipe-kit eval` on this folder")
-        report(info["notes"][-1])
+        job.info["notes"].append("sharded weights are not evaluated in place: run `recipe-kit eval` on this folder")
+        job.report(job.info["notes"][-1])
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.accelerator.free_memory()
-    evaluation.measure(run, recipe, tokenizer, model, held_out, precision, report=report)
+    evaluation.measure(job.run, job.recipe, job.tokenizer, model, held_out, job.precision, report=job.report)
 
 
 def _find_resumed(recipe: Recipe, runs_dir: Path, resume: bool | str | Path) -> Path | None:

@@ -29,24 +29,22 @@ def fail(error: RecipeKitError) -> None:
     sys.exit(1)
 
 
-class Sentence(click.Command):
-    """A command that turns our own errors into a sentence; other exceptions are bugs and keep their traceback."""
+class _Explained:
+    """Turns our own errors into a sentence; other exceptions are bugs and keep their traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            return super().invoke(ctx)  # type: ignore[misc]
         except RecipeKitError as error:
             return fail(error)
 
 
-class Sentences(click.Group):
-    """The same for a whole group."""
+class Sentence(_Explained, click.Command):
+    """A command whose failures are sentences."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except RecipeKitError as error:
-            return fail(error)
+
+class Sentences(_Explained, click.Group):
+    """A group of commands whose failures are sentences."""
 
 
 class RecipeType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5; we support 8.4
