@@ -226,8 +226,8 @@ def _trainer(job: _Job) -> trl.SFTTrainer:
     except ValueError as error:  # PEFT and TRL refuse combinations here, in their own words
         raise ModelError(f"{recipe.method}: {str(error).splitlines()[0]}") from error
     if job.precision != "bfloat16":
-        # TRL makes the adapters of a 4-bit model bfloat16. In float16 the gradient scaler cannot unscale them, and in
-        # float32 PEFT would load them as float32 again and give other logits than the trained model.
+        # TRL makes the adapters of a 4-bit model bfloat16. Float16 training scales its gradients and wants float32
+        # parameters; in float32 PEFT loads them as float32 again and gives other logits than the trained model.
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
