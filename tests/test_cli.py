@@ -57,9 +57,31 @@ def test_validate_checks_the_formatter_and_its_options(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     good = RECIPE.replace("training: {learning_rat: 1.0e-4, max_seq_length: 512}\n", "")
     path.write_text(good.replace("formatter: support", "formatter: suport"))
-    assert "did you mean support?" in run("validate", str(path)).output
+    unknown = run("validate", str(path)).output
+    assert "did you mean support?" in unknown and "mine.yaml:5: data.formatter: " in unknown
     path.write_text(good.replace("formatter: support", "formatter: {name: support, options: {sytem: hi}}"))
     assert "did you mean 'system'?" in run("validate", str(path)).output.replace("system?", "'system'?")
+
+
+def test_validate_names_the_line_of_each_sources_own_formatter(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        'name: mine\nmodel: {id: "tiny:chatml"}\nmethod: lora\ndata:\n'
+        "  formatter: {name: support, options: {systm: a}}\n"
+        "  train:\n  - {sample: support}\n  - {sample: support, formatter: {name: support, options: {sytem: b}}}\n"
+    )
+    lines = run("validate", str(path)).output.splitlines()
+    assert ":5: data.formatter: " in lines[0] and "'systm'" in lines[0]
+    assert ":8: data.train.1.formatter: " in lines[1] and "'sytem'" in lines[1]
+
+
+def test_no_message_sends_a_user_to_a_command_that_does_not_exist() -> None:
+    import re
+
+    package = Path(catalog.__file__).parent
+    named = {m for path in package.rglob("*.py") for m in re.findall(r"`recipe-kit ([a-z]+)", path.read_text("utf-8"))}
+    assert len(named) > 4
+    assert named <= set(cli.main.commands)
 
 
 def test_validate_json_is_for_scripts(tmp_path: Path) -> None:

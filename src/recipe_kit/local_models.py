@@ -54,7 +54,7 @@ TINY_STYLES: dict[str, tuple[str, dict[str, str], list[str]]] = {
     "tinyllama": (_ZEPHYR, {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"}, []),
     "chatml": (_CHATML, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, ["<|im_start|>"]),
 }
-_TINY_VOCABULARY = 768  # small enough to train in a second, large enough to halve the length of byte tokens
+_TINY_VOCABULARY = 768  # tokens: 256 bytes, the control tokens, and some merges so that rows are not bytes only
 
 
 def local_folder(model_id: str) -> Path | None:
@@ -80,8 +80,9 @@ def cache_root() -> Path:
 def _tiny(style: str) -> Path:
     if style not in TINY_STYLES:
         raise ModelError(f"model.id: no tiny model 'tiny:{style}'; the styles are {', '.join(sorted(TINY_STYLES))}")
-    recipe = hashlib.sha256(repr((TINY_STYLES[style], _TINY_VOCABULARY, 3)).encode()).hexdigest()[:12]
-    return _built(f"tiny-{style}-{recipe}", lambda folder: _build_tiny(style, folder))
+    ingredients = repr((TINY_STYLES[style], _TINY_VOCABULARY, list(_sample_lines())))
+    digest = hashlib.sha256(ingredients.encode()).hexdigest()[:12]
+    return _built(f"tiny-{style}-{digest}", lambda folder: _build_tiny(style, folder))
 
 
 def _from_package(package: str) -> Path:

@@ -69,11 +69,6 @@ def train(
     splits = data.prepare(recipe.data, tokenizer)
     for split in splits.values():
         report(_counts_line(split))
-    if (
-        arguments.per_device_train_batch_size * state.num_processes > len(splits["train"].rows)
-        and not arguments.packing
-    ):
-        notes.append("fewer training rows than one batch: each step sees all of them")
 
     run = continued or _shared_run(state, runs_dir, recipe.name)
     info = provenance.run_info(recipe, splits, tokenizer, command, state.num_processes, notes)
@@ -117,12 +112,6 @@ def training_arguments(recipe: Recipe, precision: str) -> trl.SFTConfig:
     )
     values["fp16"] = values["fp16"] and not modeling.uses_cpu(recipe)
     values["bf16"] = bool(values.get("bf16", precision == "bfloat16")) and not values["fp16"]
-    if recipe.data.eval is None and values.get("eval_strategy", "no") != "no":
-        raise RecipeError("training.eval_strategy: evaluating during training needs held-out rows; set data.eval")
-    if values.get("packing") and values.get("packing_strategy", "bfd") == "wrapped":
-        raise RecipeError(
-            "training.packing_strategy: 'wrapped' lets packed rows see each other; use bfd, which keeps them apart"
-        )
     try:
         return trl.SFTConfig(**values)
     except (TypeError, ValueError, ImportError) as error:

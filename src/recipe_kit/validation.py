@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from recipe_kit.errors import FormatError, Problem, RecipeError, RegistryError
 from recipe_kit.formatters import check_options, get_formatter
-from recipe_kit.recipe import Recipe, check_profiles, load_recipe
+from recipe_kit.recipe import FormatterSpec, Origin, Recipe, Resolved, check_profiles, resolve
 
 
 def validate(source: str | Path, *, profiles: Sequence[str] = (), overrides: Sequence[str] = ()) -> list[Problem]:
@@ -15,28 +15,31 @@ def validate(source: str | Path, *, profiles: Sequence[str] = (), overrides: Seq
 
     Without `profiles` and `overrides` the recipe is checked by itself and under each of its profiles.
     """
+    choices = [tuple(profiles)]
     try:
-        if profiles or overrides:
-            variants = {"": load_recipe(source, profiles=profiles, overrides=overrides)}
-        else:
-            variants = check_profiles(source)
+        if not profiles and not overrides:
+            choices += [(name,) for name in check_profiles(source) if name]
+        variants = [resolve(source, profiles=chosen, overrides=overrides) for chosen in choices]
     except RecipeError as error:
         return error.problems
-    found = [problem for recipe in variants.values() for problem in formatter_problems(recipe, str(source))]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(problem for resolved in variants for problem in _formatter_problems(resolved)))
 
 
-def formatter_problems(recipe: Recipe, file: str = "") -> list[Problem]:
+def _formatter_problems(resolved: Resolved) -> Iterator[Problem]:
     """What is wrong with the formatters a recipe names: unknown, not importable, or given options they do not take."""
-    problems = []
-    data = recipe.data
-    specs = [
-        data.formatter,
-        *(data.formatter_of(source) for name in ("train", "eval", "test") for source in data.sources(name)),
-    ]
-    for spec in {spec.name: spec for spec in specs}.values():
+    for key, spec in _formatters(resolved.recipe):
         try:
             check_options(get_formatter(spec.name), spec.options)
         except (RegistryError, FormatError) as error:
-            problems.append(Problem(str(error), key="data.formatter", file=file))
-    return problems
+            origin = resolved.origins.get(f"{key}.name", Origin("default", file=resolved.source))
+            yield origin.problem(str(error), tuple(key.split(".")))
+
+
+def _formatters(recipe: Recipe) -> Iterator[tuple[str, FormatterSpec]]:
+    yield "data.formatter", recipe.data.formatter
+    for split in ("train", "eval", "test"):
+        sources = recipe.data.sources(split)
+        for index, source in enumerate(sources):
+            if source.formatter is not None:
+                place = f"data.{split}.{index}" if len(sources) > 1 else f"data.{split}"
+                yield f"{place}.formatter", source.formatter

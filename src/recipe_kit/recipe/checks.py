@@ -253,6 +253,9 @@ def _across_fields(data: dict[str, Any]) -> Iterator[Finding]:
         return
     if training.get("fp16") is True and training.get("bf16") is True:
         yield Finding(("training", "fp16"), "fp16 and bf16 are both true; set one of them to false")
+    if training.get("packing") is True and training.get("packing_strategy") == "wrapped":
+        message = "'wrapped' lets packed rows see each other; use bfd, which keeps them apart"
+        yield Finding(("training", "packing_strategy"), message)
     strategy = training.get("eval_strategy", "no")
     if strategy not in ("no", None) and isinstance(rows, dict) and rows.get("eval") is None:
         message = f"{_shown(strategy)} needs rows to evaluate on; fill in data.eval, or set eval_strategy: no"

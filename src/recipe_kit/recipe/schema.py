@@ -48,10 +48,11 @@ class ModelSection(_Section):
     )
     revision: str | None = Field(None, description="Commit, tag or branch on the Hub. Pin a commit to repeat a run.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "bfloat16", description="Type the weights are loaded in; `auto` takes the one they were saved in."
+        "bfloat16",
+        description="Type the weights are held in; `auto` is bfloat16. A card without bfloat16 gets float16.",
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = Field(
-        "auto", description="Attention implementation; `auto` takes the fastest correct one for the machine."
+        "auto", description="Attention implementation; `auto` leaves the choice to transformers."
     )
     chat_template: str | None = Field(
         None, description="A `.jinja` file, or the template itself; null keeps the tokenizer's own."
@@ -209,13 +210,13 @@ class LaunchSection(_Section):
     """How the training processes are started. Holds no hyper-parameter."""
 
     accelerate_config: str | None = Field(
-        None, description="A topology that ships (see `recipe-kit list`) or a file of `accelerate config`."
+        None, description="A topology that ships (cpu, single_gpu, multi_gpu) or a file of `accelerate config`."
     )
     num_processes: int | None = Field(None, gt=0, description="Number of processes, one for each GPU.")
 
 
 class PublishSection(_Section):
-    """What `recipe-kit push` sends to the Hub."""
+    """What is to be published on the Hub. Checked with the recipe; no command of this version sends anything."""
 
     repo_id: str | None = Field(
         None, pattern=r"^[\w.-]+(/[\w.-]+)?$", description="Repository to publish to, `owner/name`."
@@ -262,7 +263,9 @@ class Recipe(_Section):
     training: Options = Field(default_factory=dict, description="Passed on to `trl.SFTConfig`.")
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="What is measured.")
     launch: LaunchSection = Field(default_factory=LaunchSection, description="How processes are started.")
-    publish: PublishSection = Field(default_factory=PublishSection, description="What is sent to the Hub.")
+    publish: PublishSection = Field(
+        default_factory=PublishSection, description="What is to be published; checked, not sent."
+    )
     card: CardSection = Field(default_factory=CardSection, description="Words for the model card.")
 
 
