@@ -261,6 +261,8 @@ def test_row_that_a_formatter_skips_is_counted_and_is_no_error(write, load):
         "dropped": {"an odd question": 2},
         "tokens": sum(len(ids) for ids in train.rows["input_ids"]),
         "trained_tokens": sum(label != IGNORED for labels in train.rows["labels"] for label in labels),
+        "merged_turns": 0,
+        "redacted": {},
     }
 
 

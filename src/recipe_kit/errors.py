@@ -10,6 +10,7 @@ keeps its traceback.
     │   └── SkipRow        the formatter leaves this row out on purpose; counted, never fatal
     ├── DataError          rows cannot be found, read, split, or none is left
     ├── LabelError         a conversation cannot be turned into labels that can be trusted
+    ├── ProofError         a proof about rows, tokens or trainer failed before the first step
     ├── ModelError         a model or tokenizer cannot be found, loaded or combined with the method
     ├── LaunchError        the training processes cannot be started, or one of them failed
     └── RunError           a run folder is missing, unfinished, or cannot be written
@@ -68,6 +69,10 @@ class DataError(RecipeKitError):
 
 class LabelError(RecipeKitError):
     """A conversation cannot be turned into token labels that can be trusted."""
+
+
+class ProofError(RecipeKitError):
+    """What would be trained is not what the recipe says; one sentence for each proof that failed."""
 
 
 class ModelError(RecipeKitError):

@@ -135,16 +135,32 @@ def format_row(
 
     Raises FormatError for a row, a column or an option that does not fit, and SkipRow for a row left out on purpose.
     """
-    options, columns = options or {}, columns or {}
-    check_options(function, options)
+    columns = columns or {}
     check_columns(function, row, columns)
-    try:
-        return check_example(function({**row, **{ours: row[theirs] for ours, theirs in columns.items()}}, **options))
-    except FormatError as error:
-        theirs = columns.get(error.column or "")
-        if theirs is None or theirs == error.column:
-            raise
-        raise type(error)(f"{error} (read from column {theirs!r})", column=theirs) from error
+    return bind(function, options, columns)(row)
+
+
+def bind(
+    function: Formatter, options: Mapping[str, Any] | None = None, columns: Mapping[str, str] | None = None
+) -> Callable[[Row], Example]:
+    """`format_row` with its options and columns, for many rows whose columns were checked once.
+
+    Raises FormatError for an option that does not fit.
+    """
+    chosen, renamed = dict(options or {}), dict(columns or {})
+    check_options(function, chosen)
+
+    def format_one(row: Row) -> Example:
+        given = {**row, **{ours: row[theirs] for ours, theirs in renamed.items()}} if renamed else row
+        try:
+            return check_example(function(given, **chosen))
+        except FormatError as error:
+            theirs = renamed.get(error.column or "")
+            if theirs is None or theirs == error.column:
+                raise
+            raise type(error)(f"{error} (read from column {theirs!r})", column=theirs) from error
+
+    return format_one
 
 
 def check_options(function: Formatter, options: Mapping[str, Any]) -> None:

@@ -25,6 +25,11 @@ from pydantic import (
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Method = Literal["full", "lora", "qlora"]
+ProofName = Literal[
+    "answers_trained", "end_of_turn_trained", "only_answers_trained", "one_bos", "padding_not_trained",
+    "no_forged_turns", "answers_whole", "serving_renders_the_same", "no_overlap", "no_added_tokens",
+    "labels_reach_the_model", "packed_rows_isolated", "batch_size_does_not_matter", "processes_agree",
+]  # fmt: skip
 
 SOURCE_KEYS = ("id", "path", "sample")
 HELD_OUT_KEYS = ("fraction", "rows")
@@ -183,6 +188,20 @@ class DataSection(_Section):
     bad_rows: Literal["error", "drop"] = Field(
         "error", description="What happens to a row its formatter refuses. Always counted."
     )
+    redact: list[Literal["email", "phone", "card"]] = Field(
+        default_factory=list,
+        description="Personal data replaced before training, such as `[email, phone]`: an address becomes `[email]`.",
+    )
+    role_order: Literal["keep", "merge"] = Field(
+        "keep",
+        description="Two turns of one role in a row: `keep` leaves them to the template, `merge` makes them one turn. "
+        "Merged rows are counted.",
+    )
+    streaming: bool = Field(
+        False,
+        description="Read, format and tokenise while training, for data larger than the disk; needs "
+        "`training.max_steps`.",
+    )
     split_seed: int = Field(42, description="Seed that decides which rows are held out.")
 
     def sources(self, split: str) -> tuple[Source, ...]:
@@ -193,6 +212,17 @@ class DataSection(_Section):
     def formatter_of(self, source: Source) -> FormatterSpec:
         """The formatter for the rows of one source."""
         return source.formatter or self.formatter
+
+
+class ProofsSection(_Section):
+    """What is proved about rows, tokens and trainer before the first step. A failed proof ends the run."""
+
+    warn: list[ProofName] = Field(
+        default_factory=list, description="Proofs whose failure is said and recorded, and does not end the run."
+    )
+    max_cut_off_share: float = Field(
+        0.05, ge=0, le=1, description="Largest share of rows whose answer may be cut off by `data.max_length`."
+    )
 
 
 class EvaluationSection(_Section):
@@ -261,12 +291,18 @@ class Recipe(_Section):
         default_factory=dict, description="Passed on to `transformers.BitsAndBytesConfig`; for `qlora` only."
     )
     training: Options = Field(default_factory=dict, description="Passed on to `trl.SFTConfig`.")
+    proofs: ProofsSection = Field(default_factory=ProofsSection, description="What is proved before the first step.")
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="What is measured.")
     launch: LaunchSection = Field(default_factory=LaunchSection, description="How processes are started.")
     publish: PublishSection = Field(
         default_factory=PublishSection, description="What is to be published; checked, not sent."
     )
     card: CardSection = Field(default_factory=CardSection, description="Words for the model card.")
+
+    @property
+    def trains_embeddings(self) -> bool:
+        """Whether embedding rows are trained and saved with the result: only then may tokens be added."""
+        return self.method == "full" or {"embed_tokens", "lm_head"} <= set(self.lora.get("modules_to_save") or [])
 
 
 # Keys of a recipe file that are gone once it is resolved.
@@ -284,6 +320,7 @@ CLOSED: dict[str, type[BaseModel]] = {
     "data.eval": Source,
     "data.test": Source,
     "data.formatter": FormatterSpec,
+    "proofs": ProofsSection,
     "evaluation": EvaluationSection,
     "launch": LaunchSection,
     "publish": PublishSection,
