@@ -1,0 +1,64 @@
+"""Proofs on what was counted: overlap of splits, answers cut off, tokens without an embedding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from recipe_kit.proofs.verdict import Rows, Verdict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def answers_whole(train: Rows, limit: float) -> Verdict:
+    """Few answers are cut off by `data.max_length`."""
+    counts = train.counts
+    gone = sum(number for reason, number in counts.dropped.items() if reason.startswith("answer cut off whole"))
+    share = (counts.truncated + gone) / max(counts.kept + gone, 1)
+    detail = (
+        f"{counts.truncated + gone:,} of {counts.kept + gone:,} answers are cut off ({share:.1%}, limit {limit:.1%})"
+    )
+    remedy = "raise data.max_length, set data.too_long: drop, or raise proofs.max_cut_off_share"
+    return Verdict("answers_whole", share <= limit, detail, "" if share <= limit else remedy)
+
+
+def no_overlap(splits: dict[str, Any]) -> Verdict:
+    """No row that is measured on is trained on."""
+    import numpy as np
+
+    train: Rows = splits["train"]
+    found, first = [], ""
+    for name in ("eval", "test"):
+        if name not in splits:
+            continue
+        common, theirs, ours = np.intersect1d(splits[name].digests, train.digests, return_indices=True)
+        if len(common):
+            found.append(f"{len(common):,} different rows of data.{name}")
+            first = first or f", first {splits[name].place(int(theirs[0]))} = {train.place(int(ours[0]))}"
+    held_out = [name for name in ("eval", "test") if name in splits]
+    if found:
+        return Verdict(
+            "no_overlap", False, f"{' and '.join(found)} are training rows too{first}",
+            "take them out of one side, or hold rows out with data.eval: {fraction: 0.05}",
+        )  # fmt: skip
+    rows = (
+        " and ".join(f"{len(splits[name].digests):,} rows of data.{name}" for name in held_out) or "no rows held out"
+    )
+    return Verdict("no_overlap", True, f"{rows}, none of them among {len(train.digests):,} training rows")
+
+
+def no_added_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, *, trains_embeddings: bool) -> Verdict:
+    """No token without an embedding of the base model, unless embeddings are trained and saved."""
+    if vocab_size is None:
+        return Verdict("no_added_tokens", None, "the model's configuration could not be read")
+    added = len(tokenizer) - vocab_size
+    if added <= 0:
+        return Verdict("no_added_tokens", True, f"{len(tokenizer):,} tokens, {vocab_size:,} embeddings")
+    counts = f"{len(tokenizer):,} tokens, {vocab_size:,} embeddings"
+    detail = f"{added:,} tokens of the tokenizer have no embedding in the model ({counts})"
+    if trains_embeddings:
+        return Verdict("no_added_tokens", True, f"{detail}; the embeddings are resized, trained and saved")
+    return Verdict(
+        "no_added_tokens", False, detail,
+        "use the model's own tokenizer, or train and save them: lora: {modules_to_save: [embed_tokens, lm_head]}",
+    )  # fmt: skip
