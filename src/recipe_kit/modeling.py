@@ -16,7 +16,14 @@ from typing import Any
 import peft
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from recipe_kit.errors import ModelError
 from recipe_kit.local_models import local_folder
@@ -54,6 +61,11 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
         tokenizer.chat_template = pin_template(tokenizer.chat_template, model.chat_template_kwargs)
     tokenizer.pad_token = choose_pad_token(tokenizer, model.pad_token)
     return tokenizer
+
+
+def load_config(model: ModelSection) -> PretrainedConfig:
+    """The model's configuration, without its weights. Raises ModelError."""
+    return _from_pretrained(AutoConfig, model)
 
 
 def pin_template(template: str, values: dict[str, Any]) -> str:
@@ -129,10 +141,13 @@ def load_model(
     model: PreTrainedModel = _from_pretrained(AutoModelForCausalLM, recipe.model, **options)
     embeddings = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > embeddings:
-        raise ModelError(
-            f"model.id: the tokenizer has {len(tokenizer)} tokens and the model {embeddings} embeddings; "
-            "the two do not belong together"
-        )
+        if not recipe.trains_embeddings:
+            raise ModelError(
+                f"model.id: the tokenizer has {len(tokenizer)} tokens and the model {embeddings} embeddings; "
+                "the two do not belong together, unless the new ones are trained and saved: "
+                "lora: {modules_to_save: [embed_tokens, lm_head]}"
+            )
+        model.resize_token_embeddings(len(tokenizer))
     if not quantize and not uses_cpu(recipe):
         model.to(f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}")
     return model

@@ -60,6 +60,7 @@ class RunInfo(TypedDict):
     notes: list[str]  # choices the kit made and said
     model: dict[str, Any]  # id, revision, dtype, parameters, trainable_parameters, chat_template_sha256
     data: dict[str, Any]  # per split: sources, counts, content_sha256; and the formatter with its source's hash
+    proofs: NotRequired[list[dict[str, Any]]]  # name, ok, detail, remedy, fatal of each proof
     training: NotRequired[dict[str, Any]]  # steps, epochs, effective_batch_size, losses, tokens, seconds, memory
 
 

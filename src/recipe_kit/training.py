@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # SFTTrainer pings when it is built
 
+import datasets
 import huggingface_hub
 import torch
 import trl
@@ -24,13 +26,15 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from recipe_kit import data, evaluation, modeling, provenance, run_dir
-from recipe_kit.errors import ModelError, RecipeError, RunError
+from recipe_kit import data, evaluation, modeling, proofs, provenance, run_dir, wiring
+from recipe_kit.arguments import check_method, training_arguments
+from recipe_kit.errors import ModelError, RunError
 from recipe_kit.progress import ProgressLog, peak_memory_bytes
 from recipe_kit.recipe import Recipe, dump_recipe, recipe_digest
 from recipe_kit.run_dir import RunInfo
 
 Report = Callable[[str], None]
+WIRING_ROWS = 64  # rows that the trainer's own loader is watched with
 
 
 def train(
@@ -66,17 +70,19 @@ def train(
 
     report(f"reading rows for {recipe.name}")
     tokenizer = modeling.load_tokenizer(recipe.model)
-    splits = data.prepare(recipe.data, tokenizer)
+    splits = data.prepare(recipe.data, tokenizer, report=report)
     for split in splits.values():
         report(_counts_line(split))
+    proved = prove(recipe, arguments, tokenizer, splits, report=report)
 
     run = continued or _shared_run(state, runs_dir, recipe.name)
     info = provenance.run_info(recipe, splits, tokenizer, command, state.num_processes, notes)
+    info["proofs"] = proved
     if state.is_main_process:
         run_dir.write_text(run / run_dir.RECIPE, dump_recipe(recipe))
         run_dir.write_json(run / run_dir.RUN, info)
     report(f"run folder {run}")
-    job = _Job(run, recipe, arguments, tokenizer, splits, precision, info, report)
+    job = _Job(run, recipe, arguments, tokenizer, splits, precision, info, report, Counter())
     try:
         _run(job, state, resumed=continued is not None)
     except BaseException as error:
@@ -89,43 +95,27 @@ def train(
     return run
 
 
-def training_arguments(recipe: Recipe, precision: str) -> trl.SFTConfig:
-    """TRL's configuration of the recipe's `training` section, with what the kit decides. Raises RecipeError.
+def prove(
+    recipe: Recipe,
+    arguments: trl.SFTConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: dict[str, data.Split],
+    *,
+    report: Report = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Every proof that can be made before the model is loaded, as recorded in `run.json`; called by every rank.
 
-    The output folder is set when there is one.
+    Raises ProofError, with a sentence for each that failed, unless the recipe names them in `proofs.warn`.
     """
-    values: dict[str, Any] = {
-        "report_to": ["tensorboard"],
-        "save_total_limit": 2,
-        "logging_first_step": True,
-        **recipe.training,
-        "max_length": recipe.data.max_length,
-        "output_dir": run_dir.CHECKPOINTS,
-        "use_cpu": modeling.uses_cpu(recipe),
-        "disable_tqdm": True,
-        "ddp_find_unused_parameters": False,
-        "trust_remote_code": recipe.model.trust_remote_code,
-    }
-    has_bfloat16 = modeling.uses_cpu(recipe) or torch.cuda.is_bf16_supported(including_emulation=False)
-    values["fp16"] = bool(values.get("fp16", precision == "float16")) or (
-        bool(values.get("bf16")) and not has_bfloat16
+    config = modeling.load_config(recipe.model)
+    train = splits["train"]
+    verdicts = proofs.check(recipe, splits, tokenizer, vocab_size=config.get_text_config().vocab_size)
+    sample = train.rows.select(proofs.spread(len(train.rows), WIRING_ROWS))
+    wired = wiring.check(
+        arguments, sample, tokenizer, config, attention=recipe.model.attention, trainer_class=_Trainer
     )
-    values["fp16"] = values["fp16"] and not modeling.uses_cpu(recipe)
-    values["bf16"] = bool(values.get("bf16", precision == "bfloat16")) and not values["fp16"]
-    try:
-        return trl.SFTConfig(**values)
-    except (TypeError, ValueError, ImportError) as error:
-        raise RecipeError(f"training: {str(error).splitlines()[0]}") from error
-
-
-def check_method(recipe: Recipe) -> None:
-    """Raises ModelError or RecipeError when the method cannot work on this machine; loads no model."""
-    if recipe.method == "qlora":
-        modeling.check_quantization(recipe)
-    if recipe.method != "full":
-        modeling.lora_config(recipe)
-    if str(recipe.training.get("optim", "")).startswith("paged_") and modeling.uses_cpu(recipe):
-        raise RecipeError("training.optim: paged optimisers need a GPU; use adamw_torch on a CPU")
+    agreed = wiring.processes_agree(train.content_sha256)
+    return proofs.require([*verdicts, *proofs.with_fatality([*wired, agreed], recipe)], report)
 
 
 @dataclass
@@ -140,6 +130,13 @@ class _Job:
     precision: str
     info: RunInfo
     report: Report
+    streamed: Counter[str]  # rows of a stream, as they come by
+
+    @property
+    def train_rows(self) -> datasets.Dataset | datasets.IterableDataset:
+        if self.recipe.data.streaming:
+            return data.stream_rows(self.recipe.data, self.tokenizer, self.splits, self.streamed)
+        return self.splits["train"].rows
 
     @property
     def weights(self) -> Path:
@@ -154,6 +151,7 @@ def _run(job: _Job, state: PartialState, *, resumed: bool) -> None:
     report(f"loading {recipe.model.id}")
     trainer = _trainer(job)
     model = trainer.accelerator.unwrap_model(trainer.model)
+    _prove_isolation(trainer, job)
     info["model"] |= {
         "revision": getattr(model.config, "_commit_hash", None) or recipe.model.revision,
         "parameters": _parameter_count(model, trained_only=False),
@@ -184,6 +182,8 @@ def _run(job: _Job, state: PartialState, *, resumed: bool) -> None:
         "peak_memory_bytes": peak_memory_bytes(),
         "resumed_at_step": progress.first_step if resumed else None,
     }
+    if recipe.data.streaming:
+        info["training"]["streamed_rows"] = dict(job.streamed)
     report(f"saving to {job.weights}")
     _save(trainer, job.tokenizer, job.weights)
     _evaluate(trainer, job)
@@ -194,6 +194,17 @@ def _run(job: _Job, state: PartialState, *, resumed: bool) -> None:
         run_dir.write_json(run / run_dir.RUN, info)
         run_dir.point_latest(run)
     state.wait_for_everyone()
+
+
+def _prove_isolation(trainer: trl.SFTTrainer, job: _Job) -> None:
+    """Packed rows of the loaded model, on this device and in this precision, do not see each other."""
+    rows = job.splits["train"].rows.select(range(min(4, len(job.splits["train"].rows))))
+    verdict = wiring.isolation(trainer.model, trainer, rows)
+    if verdict.ok is None:
+        return  # the verdict on the miniature stands
+    (verdict,) = proofs.with_fatality([verdict], job.recipe)
+    (recorded,) = proofs.require([verdict], report=_silent if verdict.ok else job.report)
+    job.info["proofs"] = [recorded if p["name"] == verdict.name else p for p in job.info["proofs"]]
 
 
 def _trainer(job: _Job) -> trl.SFTTrainer:
@@ -208,7 +219,7 @@ def _trainer(job: _Job) -> trl.SFTTrainer:
             model=model,
             args=job.arguments,
             processing_class=tokenizer,
-            train_dataset=splits["train"].rows,
+            train_dataset=job.train_rows,
             eval_dataset=splits["eval"].rows if "eval" in splits else None,
             peft_config=adapter,
         )

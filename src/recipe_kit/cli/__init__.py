@@ -9,6 +9,8 @@ from recipe_kit.cli._common import Sentences
 from recipe_kit.cli.doctor import doctor
 from recipe_kit.cli.eval import eval_
 from recipe_kit.cli.formatters import formatters
+from recipe_kit.cli.plan import plan
+from recipe_kit.cli.preview import preview
 from recipe_kit.cli.recipes import diff, list_, new, schema, show, validate
 from recipe_kit.cli.train import train
 
@@ -29,5 +31,5 @@ def main() -> None:
     """
 
 
-for command in (list_, new, show, diff, validate, schema, formatters, train, eval_, doctor):
+for command in (list_, new, show, diff, validate, plan, schema, formatters, preview, train, eval_, doctor):
     main.add_command(command)

@@ -16,6 +16,10 @@ def run_options(command: Any) -> Any:
         "--resume", is_flag=False, flag_value="newest", default=None, metavar="[RUN]",
         help="Continue the newest unfinished run of this recipe, or the run folder given.",
     )(command)  # fmt: skip
+    command = click.option(
+        "--streaming", is_flag=True,
+        help="Read and tokenise rows while training, for data larger than the disk: --set data.streaming=true.",
+    )(command)  # fmt: skip
     return click.option(
         "--runs-dir", default="runs", envvar="RECIPE_KIT_RUNS", show_default=True, type=click.Path(file_okay=False),
         help="Where run folders are made.",
@@ -27,7 +31,12 @@ def run_options(command: Any) -> Any:
 @overlay_options
 @run_options
 def rank(
-    recipe: str, profiles: tuple[str, ...], overrides: tuple[str, ...], runs_dir: str, resume: str | None
+    recipe: str,
+    profiles: tuple[str, ...],
+    overrides: tuple[str, ...],
+    runs_dir: str,
+    streaming: bool,
+    resume: str | None,
 ) -> None:
     """Train RECIPE in this process, as one of those that `accelerate launch` starts.
 
@@ -36,6 +45,7 @@ def rank(
     """
     from recipe_kit.recipe import load_recipe
 
+    overrides = (*overrides, "data.streaming=true") if streaming else overrides
     loaded = load_recipe(recipe, profiles=profiles, overrides=overrides)
 
     quiet_libraries()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from recipe_kit.cli._common import Sentence, overlay_options, recipe_argument
+from recipe_kit.cli._common import Sentence, overlay_options, quiet_libraries, recipe_argument, remark
 from recipe_kit.cli.rank import run_options
+
+if TYPE_CHECKING:
+    from recipe_kit.recipe import Recipe
 
 
 @click.command(cls=Sentence)
@@ -26,6 +30,7 @@ def train(
     overrides: tuple[str, ...],
     runs_dir: str,
     resume: str | None,
+    streaming: bool,
     num_processes: int | None,
     accelerate_config: str | None,
     print_command: bool,
@@ -41,6 +46,7 @@ def train(
     from recipe_kit import launch, run_dir
     from recipe_kit.recipe import load_recipe
 
+    overrides = (*overrides, "data.streaming=true") if streaming else overrides
     loaded = load_recipe(recipe, profiles=profiles, overrides=overrides)
     gpus = launch.visible_gpus()
     rank_arguments = [recipe, "--runs-dir", runs_dir]
@@ -63,4 +69,14 @@ def train(
     from pathlib import Path
 
     run_dir.check_writable(Path(runs_dir))
+    if (processes or 1) > 1 and not loaded.data.streaming:
+        _prepare(loaded)
     sys.exit(launch.run(argv, environment=launch.cpu_environment(processes or 1) if on_cpu else None))
+
+
+def _prepare(recipe: Recipe) -> None:
+    """Rows are prepared once, with all cores, before the ranks start; each of them then finds them on disk."""
+    quiet_libraries()
+    from recipe_kit import data, modeling
+
+    data.prepare(recipe.data, modeling.load_tokenizer(recipe.model), report=remark)

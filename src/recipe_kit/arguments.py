@@ -1,0 +1,54 @@
+"""TRL's configuration of a recipe, and whether the method can work here: known before a row is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import trl
+
+from recipe_kit import modeling, run_dir
+from recipe_kit.errors import RecipeError
+from recipe_kit.recipe import Recipe
+
+
+def training_arguments(recipe: Recipe, precision: str) -> trl.SFTConfig:
+    """TRL's configuration of the recipe's `training` section, with what the kit decides. Raises RecipeError.
+
+    The output folder is set when there is one.
+    """
+    values: dict[str, Any] = {
+        "report_to": ["tensorboard"],
+        "save_total_limit": 2,
+        "logging_first_step": True,
+        **recipe.training,
+        "max_length": recipe.data.max_length,
+        "output_dir": run_dir.CHECKPOINTS,
+        "use_cpu": modeling.uses_cpu(recipe),
+        "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
+        "trust_remote_code": recipe.model.trust_remote_code,
+    }
+    has_bfloat16 = modeling.uses_cpu(recipe) or torch.cuda.is_bf16_supported(including_emulation=False)
+    values["fp16"] = bool(values.get("fp16", precision == "float16")) or (
+        bool(values.get("bf16")) and not has_bfloat16
+    )
+    values["fp16"] = values["fp16"] and not modeling.uses_cpu(recipe)
+    values["bf16"] = bool(values.get("bf16", precision == "bfloat16")) and not values["fp16"]
+    try:
+        arguments = trl.SFTConfig(**values)
+    except (TypeError, ValueError, ImportError) as error:
+        raise RecipeError(f"training: {str(error).splitlines()[0]}") from error
+    if recipe.data.streaming and arguments.max_steps <= 0:
+        raise RecipeError("data.streaming: an epoch of a stream has no known length; set training.max_steps")
+    return arguments
+
+
+def check_method(recipe: Recipe) -> None:
+    """Raises ModelError or RecipeError when the method cannot work on this machine; loads no model."""
+    if recipe.method == "qlora":
+        modeling.check_quantization(recipe)
+    if recipe.method != "full":
+        modeling.lora_config(recipe)
+    if str(recipe.training.get("optim", "")).startswith("paged_") and modeling.uses_cpu(recipe):
+        raise RecipeError("training.optim: paged optimisers need a GPU; use adamw_torch on a CPU")

@@ -1,0 +1,265 @@
+"""What a recipe will do, told before anything is trained and without a GPU: rows, tokens, steps, sizes, proofs.
+
+`build` looks, `problems` judges, `lines` shows. A stage that fails does not keep the others from being looked at, so a
+user sees everything that is wrong at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipe_kit import data, modeling
+from recipe_kit.arguments import check_method, training_arguments
+from recipe_kit.errors import RecipeKitError
+from recipe_kit.plan import access, disk, rows, sizes, steps
+from recipe_kit.plan.judge import problems as problems
+from recipe_kit.plan.shape import SCHEMA_VERSION, DiskPart, Plan, ProofsPart, QualityPart, RecipePart, Value
+from recipe_kit.plan.stages import Report, Stages, silent
+from recipe_kit.plan.text import lines as lines
+from recipe_kit.provenance import without_tokens
+from recipe_kit.recipe import Origin, Recipe, Resolved, flatten, recipe_digest
+
+if TYPE_CHECKING:
+    import trl
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from recipe_kit.data import Split
+
+_WIRING_ROWS = 64  # rows that go through the trainer in miniature
+_NEAR_ROWS = 20_000  # rows of each split that are compared for near duplicates, the slowest part of a plan
+
+
+def build(
+    resolved: Resolved,
+    *,
+    runs_dir: str | Path = "runs",
+    processes: int | None = None,
+    sample: int | None = None,
+    quality: bool = True,
+    report: Report = silent,
+) -> Plan:
+    """Look at everything a training of this recipe would meet. Writes nothing but the cache of prepared rows.
+
+    `processes` counts when it is given, else `launch.num_processes`. `sample` limits the proofs about rows and the
+    search for near duplicates to so many rows of each split. `report` receives remarks for a person. Whatever is
+    wrong stands in the plan: no RecipeKitError is raised.
+    """
+    recipe, stages = resolved.recipe, Stages(report)
+    plan = _empty(resolved)
+    processes = processes or recipe.launch.num_processes or 1
+    precision = modeling.choose_precision(recipe, plan["notes"] if _trains_here(recipe) else [])
+    arguments = stages.run("training section", lambda: training_arguments(recipe, precision))
+    hub = access.check(recipe, report)
+    plan["access"] = hub.findings
+    with access.cache_only(hub):
+        report(f"loading tokenizer and config of {recipe.model.id}")
+        cause = "" if hub.gives("model") else "the Hub does not give the model"
+        tokenizer = stages.run("tokenizer", lambda: modeling.load_tokenizer(recipe.model), cause=cause)
+        cause = cause or ("" if tokenizer is not None else "the tokenizer could not be loaded")
+        config = stages.run("config", lambda: modeling.load_config(recipe.model), cause=cause)
+        cause = "" if hub.gives("dataset") else "the Hub does not give them"
+        splits = _prepare(recipe, tokenizer, stages, cause=cause)
+    tokens = len(tokenizer) if tokenizer is not None else 0
+    weights = stages.run("parameters", lambda c: sizes.count(recipe, c, precision, tokens), {"config": config})
+
+    _look_at_rows(plan, recipe, stages, splits, arguments, processes)
+    if weights:
+        plan["parameters"] = weights.part
+    needed = {"parameters": weights, "training section": arguments, "tokenizer": tokenizer}
+    plan["disk"] = stages.run(
+        "disk", lambda w, a, t: _disk(recipe, w, a, t, plan, hub.model_files, Path(runs_dir)), needed
+    )
+    plan["proofs"] = _proofs(recipe, stages, splits, tokenizer, arguments, config, sample, processes)
+    if quality:
+        plan["quality"] = stages.run("quality", lambda splits: _quality(splits, sample, report), {"rows": splits})
+    _check_method(recipe, plan, stages)
+    plan["notes"] += _notes(recipe, arguments, plan, processes)
+    plan["errors"], plan["not_looked_at"] = stages.errors, stages.not_looked_at
+    return plan
+
+
+def _empty(resolved: Resolved) -> Plan:
+    """A plan in which only the recipe is known."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "recipe": _recipe(resolved),
+        "splits": None,
+        "lengths": None,
+        "trained": None,
+        "batches": None,
+        "steps": None,
+        "parameters": None,
+        "disk": None,
+        "access": None,
+        "proofs": None,
+        "quality": None,
+        "memory": None,
+        "time": None,
+        "notes": [],
+        "errors": [],
+        "not_looked_at": {},
+    }
+
+
+def _recipe(resolved: Resolved) -> RecipePart:
+    values: list[Value] = []
+    for key, value in flatten(resolved.recipe).items():
+        origin = resolved.origins.get(key, Origin("default"))
+        shown = without_tokens(value) if isinstance(value, str) else value
+        where = without_tokens(origin.where) or origin.kind
+        values.append({"key": key, "value": shown, "kind": origin.kind, "origin": where})
+    return {
+        "name": resolved.recipe.name,
+        "source": resolved.source,
+        "profiles": list(resolved.profiles),
+        "sha256": recipe_digest(resolved.recipe),
+        "values": values,
+    }
+
+
+def _prepare(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, stages: Stages, *, cause: str
+) -> dict[str, Split] | None:
+    """The rows, prepared as training would; without a tokenizer at least the formatters and files are looked at."""
+    if tokenizer is not None:
+        return stages.run("rows", lambda: data.prepare(recipe.data, tokenizer, report=stages.report), cause=cause)
+    stages.leave_out("rows", stages.not_looked_at.get("tokenizer", "the tokenizer could not be loaded"))
+    stages.run("formatters", lambda: data.check_formatters(recipe.data))
+    for split in ("train", "eval", "test"):
+        for source in recipe.data.sources(split):
+            if source.id is None:
+                stages.run(f"data.{split}", data.load_source, {"source": source})
+    return None
+
+
+def _look_at_rows(
+    plan: Plan,
+    recipe: Recipe,
+    stages: Stages,
+    splits: dict[str, Split] | None,
+    arguments: trl.SFTConfig | None,
+    processes: int,
+) -> None:
+    """Fill in what the rows tell: counts, lengths, trained tokens, batches and steps."""
+    if splits is None:
+        return
+    plan["splits"] = {
+        name: {**split.counts.as_dict(), "content_sha256": split.content_sha256} for name, split in splits.items()
+    }
+    train, counts = splits["train"], splits["train"].counts
+    lengths = rows.row_lengths(train.rows)
+    plan["lengths"] = rows.lengths_part(lengths, recipe.data.max_length)
+    plan["trained"] = rows.trained_part(counts.tokens, counts.trained_tokens, rows.turn_totals(train.details))
+    plan["batches"] = stages.run("batches", lambda a: steps.batches_part(lengths, a), {"training section": arguments})
+    if plan["batches"] and arguments is not None:
+        tokens, streamed = (counts.tokens, counts.trained_tokens), recipe.data.streaming
+        plan["steps"] = steps.steps_part(plan["batches"]["rows"], tokens, arguments, processes, streamed=streamed)
+
+
+def _disk(
+    recipe: Recipe,
+    weights: sizes.Weights,
+    arguments: trl.SFTConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: Plan,
+    model_files: list[tuple[str, int]] | None,
+    runs_dir: Path,
+) -> list[DiskPart]:
+    tokenizer_bytes = len(tokenizer.backend_tokenizer.to_str().encode())
+    counted = plan["steps"]
+    run_steps, epochs = (counted["steps"], counted["epochs"]) if counted else (1, None)
+    run = disk.run_uses(recipe, weights, arguments, run_steps, epochs, tokenizer_bytes)
+    return disk.parts(runs_dir, run, disk.download_uses(recipe, weights.part["base"], model_files))
+
+
+def _proofs(
+    recipe: Recipe,
+    stages: Stages,
+    splits: dict[str, Split] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    arguments: trl.SFTConfig | None,
+    config: PretrainedConfig | None,
+    sample: int | None,
+    processes: int,
+) -> ProofsPart | None:
+    """Every proof's verdict: those about rows, then those about the trainer, on a model in miniature."""
+    if splits is None or tokenizer is None:
+        stages.leave_out("proofs", stages.not_looked_at.get("rows", "the rows could not be prepared"))
+        return None
+    from recipe_kit import proofs, wiring
+
+    stages.report("proving rows and trainer")
+    shown = splits if sample is None else {name: _evenly(split, sample) for name, split in splits.items()}
+    vocabulary = config.get_text_config().vocab_size if config is not None else None
+    verdicts = stages.run("proofs", lambda: proofs.check(recipe, shown, tokenizer, vocab_size=vocabulary)) or []
+    train = splits["train"]
+    some = train.rows.select(proofs.spread(len(train.rows), _WIRING_ROWS))
+    wired = stages.run(
+        "trainer",
+        lambda a, c: wiring.check(a, some, tokenizer, c, attention=recipe.model.attention),
+        {"training section": arguments, "config": config},
+    )
+    agreed = wiring.processes_agree(train.content_sha256)
+    if processes > 1:
+        agreed = replace(agreed, ok=None, detail=f"looked at when the {processes} processes have started")
+    whole = proofs.with_fatality([*verdicts, *(wired or []), agreed], recipe)
+    found: list[Any] = [asdict(verdict) for verdict in whole]
+    return {"sample": sample, "verdicts": found}
+
+
+def _evenly(split: Split, count: int) -> Split:
+    """The split with `count` of its rows, evenly spread; its counts are still those of all rows."""
+    from recipe_kit.proofs import spread
+
+    kept = spread(len(split.rows), count)
+    rows, details = split.rows.select(kept), split.details.select(kept)
+    return replace(split, rows=rows, details=details, digests=split.digests[kept], source_of=split.source_of[kept])
+
+
+def _quality(splits: dict[str, Split], sample: int | None, report: Report) -> QualityPart:
+    from recipe_kit import quality
+
+    report("looking for duplicates, overlap and personal data")
+    examples = {name: split.examples for name, split in splits.items()}
+    found = quality.examine(examples, limit=sample or _NEAR_ROWS)
+    return {"lines": quality.lines(found), "report": found}
+
+
+def _check_method(recipe: Recipe, plan: Plan, stages: Stages) -> None:
+    """Whether this machine can run the method: a problem where it would be run, a note where there is no GPU."""
+    if _trains_here(recipe):
+        stages.run("method", lambda: check_method(recipe))
+        return
+    try:
+        check_method(recipe)
+    except RecipeKitError as error:
+        if not any(str(error) == earlier["message"] for earlier in stages.errors):
+            plan["notes"].append(f"this machine has no GPU, and here training would stop: {error}")
+
+
+def _trains_here(recipe: Recipe) -> bool:
+    """Whether this machine is the kind that the recipe is for; a plan may be made on another."""
+    return bool(recipe.training.get("use_cpu")) or not modeling.uses_cpu(recipe)
+
+
+def _notes(recipe: Recipe, arguments: trl.SFTConfig | None, plan: Plan, processes: int) -> list[str]:
+    """What is worth knowing and stops nothing."""
+    notes = []
+    if recipe.data.streaming:
+        notes.append("data.streaming: counts, lengths and proofs are of the first rows of each training source")
+    if arguments is not None and plan["steps"] and plan["steps"]["steps"]:
+        warmup, run_steps = arguments.get_warmup_steps(plan["steps"]["steps"]), plan["steps"]["steps"]
+        if warmup >= run_steps:
+            notes.append(
+                f"the learning rate warms up over {warmup} steps and the run has {run_steps}: it never gets to "
+                f"{arguments.learning_rate:g}; lower training.warmup_steps"
+            )
+    if recipe.launch.accelerate_config == "multi_gpu" and recipe.launch.num_processes is None and processes == 1:
+        notes.append("multi_gpu starts a process for each GPU; this plan is for one: give --num-processes")
+    if not disk.has_weights(recipe):
+        notes.append(f"{recipe.model.id} holds no weights: enough for a plan, and not for training")
+    if arguments is not None and arguments.train_sampling_strategy == "batch_rebalance":
+        notes.append("batch_rebalance makes batches of other sizes: steps and padding are told for random batches")
+    return notes
