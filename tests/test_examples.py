@@ -12,6 +12,7 @@ import pytest
 from recipe_kit import run_dir
 
 PLUGIN = Path(__file__).resolve().parents[1] / "examples" / "formatter-plugin"
+SCRIPT = PLUGIN.parent / "trl-script" / "train.py"
 
 
 @pytest.mark.slow
@@ -37,3 +38,13 @@ def test_a_recipe_with_a_plugin_that_is_not_installed_says_how_plugins_travel() 
 
     (problem,) = recipe_kit.validate(PLUGIN / "faq.yaml")
     assert "'faq'" in problem.message and "entry point" in problem.message
+
+
+@pytest.mark.slow
+def test_a_plain_trl_script_takes_labels_and_proofs_from_the_kit(tmp_path: Path) -> None:
+    script = [sys.executable, SCRIPT, "--output", tmp_path / "out", "--max-steps", "2"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "8 rows, 208 of 450 tokens are learnt" in done.stdout
+    assert "13 of 13 proofs hold" in done.stdout
+    assert "train_loss" in done.stdout

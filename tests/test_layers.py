@@ -27,21 +27,34 @@ ALLOWED = {
     "validation": {"recipe", "formatters"},
     "labels": set(),
     "local_models": {"catalog"},
-    "data": {"catalog", "labels", "formatters", "recipe"},
+    "proofs": {"labels", "recipe"},
+    "wiring": {"labels", "modeling", "proofs", "recipe"},
+    "quality": {"formatters"},
+    "preview": {"labels", "recipe"},
+    "arguments": {"modeling", "recipe", "run_dir"},
+    "plan": {"arguments", "data", "local_models", "modeling", "proofs", "provenance", "quality", "recipe", "wiring"},
+    "data": {"catalog", "labels", "local_models", "formatters", "quality", "recipe"},
     "modeling": {"local_models", "recipe"},
     "progress": set(),
     "evaluation": {"data", "modeling", "labels", "run_dir", "recipe"},
     "provenance": {"data", "modeling", "formatters", "recipe", "run_dir"},
-    "training": {"data", "evaluation", "modeling", "progress", "provenance", "recipe", "run_dir"},
+    "training": {
+        *("arguments", "data", "evaluation", "modeling", "progress", "proofs", "provenance", "recipe", "run_dir"),
+        "wiring",
+    },
     "doctor": {"local_models"},
-    "cli": {"catalog", "doctor", "evaluation", "formatters", "launch", "recipe", "run_dir", "training", "validation"},
+    "cli": {
+        *("catalog", "data", "doctor", "evaluation", "formatters", "launch", "modeling", "plan", "preview", "recipe"),
+        *("run_dir", "training", "validation"),
+    },
     "__main__": {"cli"},
     "__init__": {"*"},  # names resolved on first use
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "tensorboard"}
 LIGHT = ["recipe_kit", "recipe_kit.formatters", "recipe_kit.recipe", "recipe_kit.cli", "recipe_kit.launch",
          "recipe_kit.run_dir", "recipe_kit.registry", "recipe_kit.validation", "recipe_kit.labels",
-         "recipe_kit.local_models", "recipe_kit.doctor", "recipe_kit.testing"]  # fmt: skip
+         "recipe_kit.local_models", "recipe_kit.doctor", "recipe_kit.testing", "recipe_kit.proofs",
+         "recipe_kit.quality", "recipe_kit.preview"]  # fmt: skip
 
 
 def part_of(path: Path) -> str:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Labeller": "recipe_kit.labels",
     "Recipe": "recipe_kit.recipe",
     "RecipeKitError": "recipe_kit.errors",
     "check_formatter": "recipe_kit.testing",
+    "check_rows": "recipe_kit.proofs",
     "diff_recipes": "recipe_kit.recipe",
     "dump_recipe": "recipe_kit.recipe",
     "encode": "recipe_kit.labels",
@@ -28,6 +30,7 @@ _HOME = {
     "formatter": "recipe_kit.formatters",
     "formatter_names": "recipe_kit.formatters",
     "get_formatter": "recipe_kit.formatters",
+    "label_rows": "recipe_kit.data",
     "load_recipe": "recipe_kit.recipe",
     "load_tokenizer": "recipe_kit.modeling",
     "prepare": "recipe_kit.data",
@@ -35,6 +38,7 @@ _HOME = {
     "recipe_digest": "recipe_kit.recipe",
     "recipe_json_schema": "recipe_kit.recipe",
     "recipe_names": "recipe_kit.catalog",
+    "require": "recipe_kit.proofs",
     "resolve": "recipe_kit.recipe",
     "train": "recipe_kit.training",
     "validate": "recipe_kit.validation",
@@ -44,6 +48,7 @@ __all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
     from recipe_kit.catalog import recipe_names as recipe_names
+    from recipe_kit.data import label_rows as label_rows
     from recipe_kit.data import prepare as prepare
     from recipe_kit.doctor import examine as examine
     from recipe_kit.errors import RecipeKitError as RecipeKitError
@@ -52,8 +57,11 @@ if TYPE_CHECKING:
     from recipe_kit.formatters import formatter as formatter
     from recipe_kit.formatters import formatter_names as formatter_names
     from recipe_kit.formatters import get_formatter as get_formatter
+    from recipe_kit.labels import Labeller as Labeller
     from recipe_kit.labels import encode as encode
     from recipe_kit.modeling import load_tokenizer as load_tokenizer
+    from recipe_kit.proofs import check_rows as check_rows
+    from recipe_kit.proofs import require as require
     from recipe_kit.recipe import Recipe as Recipe
     from recipe_kit.recipe import diff_recipes as diff_recipes
     from recipe_kit.recipe import dump_recipe as dump_recipe

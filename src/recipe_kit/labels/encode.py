@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from recipe_kit.errors import LabelError
 from recipe_kit.labels.control import ControlTexts
+from recipe_kit.labels.places import Places, Tokeniser
 from recipe_kit.labels.shapes import Shape, learn, tested_texts
 from recipe_kit.labels.spans import (
     Span,
@@ -23,7 +23,6 @@ from recipe_kit.labels.spans import (
 )
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
@@ -58,6 +57,7 @@ class Labeller:
         self.tokenizer = tokenizer
         self.train_on = train_on
         self._stop_ids = frozenset(special_tokens(tokenizer).values())
+        self._tokenise = Tokeniser(tokenizer)
         self._control = ControlTexts(tokenizer)
         self._tested = tested_texts(tokenizer) if tokenizer.chat_template else ()
         self._shapes: dict[tuple[str, ...], Shape | None] = {}
@@ -95,10 +95,10 @@ class Labeller:
                 ready.append((place, text, messages, self._spans(text, messages, trained)))
             except LabelError as error:
                 results[place] = error
-        encodings = self._tokenise([text for _, text, _, _ in ready])
-        for (place, text, messages, spans), encoding in zip(ready, encodings, strict=True):
+        tokenised = self._tokenise([text for _, text, _, _ in ready])
+        for (place, text, messages, spans), tokens in zip(ready, tokenised, strict=True):
             try:
-                results[place] = self._label(text, messages, spans, encoding)
+                results[place] = self._label(text, messages, spans, tokens)
             except LabelError as error:
                 results[place] = error
         return [result for result in results if result is not None]
@@ -129,14 +129,8 @@ class Labeller:
                 return spans
         return find_spans(text, messages, trained, self.tokenizer)
 
-    def _tokenise(self, texts: list[str]) -> list[Encoding]:
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_truncation()  # a tokenizer may be published with either switched on
-        backend.no_padding()
-        return list(backend.encode_batch(texts, add_special_tokens=False))
-
-    def _label(self, text: str, messages: Turns, spans: list[Span], encoding: Encoding) -> Encoded:
-        input_ids: list[int] = encoding.ids
+    def _label(self, text: str, messages: Turns, spans: list[Span], tokens: Places) -> Encoded:
+        input_ids = tokens.ids
         if self.train_on == "all":
             if messages[-1]["role"] == "assistant" and not ends_with_special(text, self.tokenizer):
                 raise _never_stops("the last turn")
@@ -144,24 +138,23 @@ class Labeller:
         labels = [IGNORED] * len(input_ids)
         turn_lengths = []
         for turn, span in enumerate(spans):
-            first, last = self._turn_tokens(span, text, input_ids, encoding)
+            first, last = self._turn_tokens(span, tokens)
             if last < first:
                 raise _never_stops(f"trained assistant turn {turn + 1}")
             labels[first : last + 1] = input_ids[first : last + 1]
             turn_lengths.append(last + 1 - first)
         return Encoded(input_ids, labels, turn_lengths)
 
-    def _turn_tokens(self, span: Span, text: str, input_ids: list[int], encoding: Encoding) -> tuple[int, int]:
+    def _turn_tokens(self, span: Span, tokens: Places) -> tuple[int, int]:
         """First and last token of one turn, which ends with a special token; the last is -1 if none ends it.
 
         A token that straddles the border between prompt and answer belongs to the prompt. Templates write white space
         after the token that ends a turn. Other text there means that the last special token opens something.
         """
-        first = _first_token_from(span[0], encoding)
-        last = _first_token_from(span[1], encoding) - 1
-        while last >= first and input_ids[last] not in self._stop_ids:
+        first, last = tokens.first_from(span[0]), tokens.first_from(span[1]) - 1
+        while last >= first and tokens.ids[last] not in self._stop_ids:
             last -= 1
-        if last < first or text[_chars(last, encoding)[1] : span[1]].strip():
+        if last < first or tokens.between(last, span[1]).strip():
             return first, -1
         return first, last
 
@@ -180,20 +173,6 @@ def render_spans(
     plain = [{"role": message["role"], "content": message["content"]} for message in messages]
     text = render(plain, tokenizer)
     return text, find_spans(text, plain, trained_turns(messages, train_on), tokenizer)
-
-
-def _first_token_from(char: int, encoding: Encoding) -> int:
-    """Index of the first token that starts at or after a character of the text."""
-    index = encoding.char_to_token(char)
-    if index is None:  # past the end, or a character that no token covers
-        return bisect_left(encoding.offsets, char, key=lambda offset: offset[0])
-    while index < len(encoding) and _chars(index, encoding)[0] < char:
-        index += 1
-    return int(index)
-
-
-def _chars(token: int, encoding: Encoding) -> Span:
-    return encoding.token_to_chars(token) or (0, 0)
 
 
 def _encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> Encoded:
