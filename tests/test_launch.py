@@ -74,6 +74,15 @@ def test_hidden_gpus_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch.visible_gpus() == 2
 
 
+@pytest.mark.parametrize(("visible", "one"), [("3,1", {"CUDA_VISIBLE_DEVICES": "3"}), ("2", {}), ("", {})])
+def test_one_process_is_shown_the_first_of_several_gpus(
+    monkeypatch: pytest.MonkeyPatch, visible: str, one: dict[str, str]
+) -> None:
+    """With two GPUs in sight one process fails: TRL does not train under DataParallel."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert launch.one_gpu() == one
+
+
 @pytest.mark.slow
 def test_a_launcher_that_fails_ends_without_a_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     assert launch.run(["torchrun", "--standalone", "--nproc_per_node=1", "-m", "recipe_kit", "no-such-recipe"]) == 1

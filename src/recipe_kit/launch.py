@@ -84,6 +84,14 @@ def visible_gpus() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) or len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
+def one_gpu() -> dict[str, str]:
+    """What shows a process the first of several visible GPUs only: alone with all of them, a trainer would split
+    every batch over them by threads, which TRL refuses."""
+    if visible_gpus() < 2:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()}
+
+
 def _launcher(words: list[str]) -> int:
     """Call the launcher a command line names, and turn the ways it ends into an exit code."""
     import logging

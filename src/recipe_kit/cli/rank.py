@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -43,11 +44,14 @@ def rank(
     \b
     accelerate launch -m recipe_kit recipes/samsum.yaml --profile smoke
     """
+    from recipe_kit import launch
     from recipe_kit.recipe import load_recipe
 
     overrides = (*overrides, "data.streaming=true") if streaming else overrides
     loaded = load_recipe(recipe, profiles=profiles, overrides=overrides)
 
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        os.environ.update(launch.one_gpu())  # before torch looks
     quiet_libraries()
     from recipe_kit.training import train
 
