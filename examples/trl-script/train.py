@@ -2,8 +2,8 @@
 
     python train.py --model tiny:chatml --max-steps 4
 
-Formatters turn rows into conversations, `label_rows` decides which tokens are learnt, the proofs stop the script before
-the first step if something is wrong, and TRL's own SFTTrainer trains what it is given.
+Formatters turn rows into conversations, `label_rows` decides which tokens are learnt, the proofs stop the script
+before the first step if something is wrong, and TRL's own SFTTrainer trains what it is given.
 """
 
 from __future__ import annotations

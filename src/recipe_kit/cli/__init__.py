@@ -24,6 +24,8 @@ def main() -> None:
     recipe-kit list                            recipes that ship
     recipe-kit new mine.yaml --from samsum     own a copy
     recipe-kit validate mine.yaml              every mistake at once
+    recipe-kit plan mine.yaml                  what will happen, with proofs
+    recipe-kit preview mine.yaml               the tokens it will learn
     recipe-kit train mine.yaml                 train, measure, compare with the base model
     recipe-kit eval runs/mine/latest           measure again
 
