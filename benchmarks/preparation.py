@@ -4,8 +4,8 @@
     python benchmarks/preparation.py memory --tokenizer FOLDER --rows FILE... --count 100000 1000000 --out memory.json
 
 FILE is a JSONL file with `messages`. Its chats are repeated until there are COUNT, each made different by a number in
-its first message. Every measurement is a fresh process with empty caches; those that are compared are run in turn. Reading
-the file is not counted, for anybody.
+its first message. Every measurement is a fresh process with empty caches; those that are compared are run in turn.
+Reading the file is not counted, for anybody.
 
 bare         the tokenizer on the rendered texts, a thousand at a time, on all cores: the limit
 kit          recipe_kit.data.prepare: checked, formatted, rendered, tokenised, labelled, written to disk

@@ -218,7 +218,8 @@ class ProofsSection(_Section):
     """What is proved about rows, tokens and trainer before the first step. A failed proof ends the run."""
 
     warn: list[ProofName] = Field(
-        default_factory=list, description="Proofs whose failure is said and recorded, and does not end the run."
+        default_factory=list,
+        description="Proofs, by the names `recipe-kit plan` prints, whose failure is said and does not end the run.",
     )
     max_cut_off_share: float = Field(
         0.05, ge=0, le=1, description="Largest share of rows whose answer may be cut off by `data.max_length`."

@@ -26,8 +26,8 @@ def isolation(
 
     Four rows of at most 48 tokens are looked at, in evaluation mode and in the trainer's precision. `tolerance` is the
     largest gap of a logit that counts as equal. Without it the gap may be four times what merely padding a row does
-    to its logits, or four times the rounding of the largest logit (in float16 eight times, in float32 1e-4 of it). As a control the rows are
-    joined without boundaries: a model that hardly notices this cannot be judged (`ok=None`).
+    to its logits, or four times the rounding of the largest logit (in float16 eight times, in float32 1e-4 of it). As
+    a control the rows are joined without boundaries: a model that hardly notices this cannot be judged (`ok=None`).
 
     Sharded weights are gathered in a forward pass: then every rank must call this, with the same rows.
     """
