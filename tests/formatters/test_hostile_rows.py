@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +73,14 @@ def rows(draw):
     return name, row
 
 
+def targets(example):
+    """What is to be learnt: the text, or what the assistant says in turns that are trained."""
+    if "text" in example:
+        return [example["text"]]
+    turns = example.get("messages") or example["completion"]
+    return [turn["content"] for turn in turns if turn["role"] == "assistant" and turn.get("train", True)]
+
+
 @settings(max_examples=1500, deadline=None)
 @given(rows())
 def test_a_hostile_row_gives_a_valid_example_or_names_the_column(case):
@@ -84,6 +93,7 @@ def test_a_hostile_row_gives_a_valid_example_or_names_the_column(case):
         assert error.column in str(error) or "no turn is answered" in str(error)
     else:
         assert check_example(example) is example
+        assert any(target.strip() for target in targets(example))
         assert format_row(get_formatter(name), row) == example
     assert repr(row) == repr(before)
 
@@ -112,3 +122,43 @@ def test_text_passes_through_character_for_character(question, answer):
     summary = contents("dialogue_summary", {"dialogue": question, "summary": answer}, instruction="i")
     assert summary == [f"i\n\n{question}", answer]
     assert format_row(get_formatter("text"), {"text": answer}) == {"text": answer}
+
+
+inside = tidy.filter(lambda text: text.strip() and not any(mark in text for mark in ("###", "<s>", "</s>", "[INST]")))
+
+
+@given(inside, inside)
+def test_what_stands_between_the_markers_of_guanaco_is_kept_but_for_white_space_at_its_ends(question, answer):
+    for text in (
+        f"### Human: {question}### Assistant: {answer}",
+        f"### Human:\r\n{question}\r\n### Assistant:\r\n{answer}\r\n",
+        f"<s>[INST] {question.replace('[/INST]', '')} x [/INST] {answer} </s>",
+    ):
+        asked, answered = format_row(get_formatter("guanaco"), {"text": text})["messages"][-2:]
+        assert answered["content"] == answer.strip()
+        assert "[INST]" in text or asked["content"] == question.strip()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "cell",
+    ["x" * 2_000_000, "🐘é" * 300_000, 10**300, [["x"] * 1000] * 50, {"a": {"b": ["c" * 10_000]}}, b"\x00" * 10_000],
+)
+def test_a_huge_cell_is_kept_whole_or_refused_in_one_short_sentence(name, cell):
+    info = describe_formatter(name)
+    columns = [*info.columns, *info.optional_columns]
+    for column in columns:
+        row = {**info.example_row, column: cell}
+        try:
+            example = format_row(get_formatter(name), row)
+        except FormatError as error:
+            assert error.column == column
+            assert len(str(error)) < 250
+        else:
+            assert isinstance(cell, str)
+            assert cell in str(example)
+
+
+def test_a_chat_of_ten_thousand_turns_is_kept():
+    turns = [{"role": ("user", "assistant")[n % 2], "content": str(n)} for n in range(10_000)]
+    assert format_row(get_formatter("messages"), {"messages": turns}) == {"messages": turns}

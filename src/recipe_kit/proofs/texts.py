@@ -24,6 +24,8 @@ class Sample:
 
     def __init__(self, train: Rows, tokenizer: PreTrainedTokenizerBase) -> None:
         self.train, self.tokenizer = train, tokenizer
+        self.special = special_tokens(tokenizer)
+        self.special_text = re.compile("|".join(map(re.escape, sorted(self.special, key=len, reverse=True))) or "(?!)")
         self.indices = spread(len(train.rows), TEXT_ROWS)
         rows = train.rows.select(self.indices)[:]
         self.ids: list[list[int]] = rows["input_ids"]
@@ -66,7 +68,7 @@ def only_answers_trained(sample: Sample, *, whole: bool, last: bool) -> Verdict:
         turns += len(runs)
         for place, (run, answer) in enumerate(zip(runs, answers, strict=False)):
             whole_turn = place < len(runs) - 1 or not sample.truncated[number]
-            missing = _missing(run, answer, sample.tokenizer, whole_turn=whole_turn)
+            missing = _missing(run, answer, sample.special_text, whole_turn=whole_turn)
             shortened += missing is not None and missing > 0
             if missing is None:
                 wrong.append(sample.indices[number])
@@ -107,8 +109,7 @@ def one_bos(sample: Sample) -> Verdict:
 
 def no_forged_turns(sample: Sample) -> Verdict:
     """The control tokens of a row are those its template writes around messages that say nothing, in that order."""
-    special = special_tokens(sample.tokenizer)
-    pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+    special = sample.special
     ids_of, refused = frozenset(special.values()), len(control_texts(sample.tokenizer))
     wrong, known = [], {}
     for number, ids in enumerate(sample.ids):
@@ -118,7 +119,7 @@ def no_forged_turns(sample: Sample) -> Verdict:
         shape = tuple((m["role"], bool(m["content"].strip())) for m in chat)
         if shape not in known:
             text = sample.render(number, lambda content: "x" if content.strip() else content)
-            known[shape] = [special[token] for token in pattern.findall(text or "")]
+            known[shape] = [special[token] for token in sample.special_text.findall(text or "")]
         brought = [token for token in ids if token in ids_of]
         if brought != (known[shape][: len(brought)] if sample.truncated[number] else known[shape]):
             wrong.append(sample.indices[number])
@@ -175,13 +176,12 @@ def _decoded_turns(sample: Sample, number: int) -> list[str]:
     return texts
 
 
-def _missing(run: str, answer: str, tokenizer: PreTrainedTokenizerBase, *, whole_turn: bool) -> int | None:
+def _missing(run: str, answer: str, special: re.Pattern[str], *, whole_turn: bool) -> int | None:
     """How many first characters of the answer a trained turn lacks; None if the turn holds other text than the answer.
 
     Reasoning tags and control tokens may stand around the answer, and reasoning may be rewritten by the template.
     """
-    special = "|".join(map(re.escape, sorted(special_tokens(tokenizer), key=len, reverse=True)))
-    core = re.sub(special, "", _REASONING.sub("", run)).strip() if special else run.strip()
+    core = special.sub("", _REASONING.sub("", run)).strip()
     bare = _REASONING.sub("", answer).strip()
     if not whole_turn:  # cut at max_length; a character of several tokens may be cut in two
         core = core.rstrip("\ufffd")
