@@ -11,6 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from recipe_kit import labels
 from recipe_kit.errors import LabelError
 from recipe_kit.labels import IGNORED, encode, render_spans
+from recipe_kit.labels.shapes import learn, outline
 
 
 def system(text):
@@ -456,3 +457,29 @@ def test_special_tokens_are_those_that_end_or_open_something(tiny_tokenizer):
         "<|finetune_right_pad_id|>",
         "<|start_header_id|>",
     ]
+
+
+TRIMS_EARLIER_TURNS_ONLY = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if loop.last else m.content.strip() }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("question", [" Hi", "Hi ", "\nHi\n"])
+def test_template_that_serves_a_question_otherwise_than_it_trains_it_is_refused(tiny_tokenizer, question):
+    tokenizer = tiny_tokenizer("chatml", TRIMS_EARLIER_TURNS_ONLY)
+    with pytest.raises(LabelError, match="training and serving would disagree"):
+        encode({"messages": [user(question), assistant("Hello!")]}, tokenizer)
+    assert learnt(SHORT, tokenizer) == ["Hello!<|im_end|>"]
+
+
+@pytest.mark.parametrize("style", ["llama3", "llama2", "tinyllama", "chatml"])
+def test_white_space_around_messages_goes_the_quick_way_and_gives_what_the_careful_way_gives(tiny_tokenizer, style):
+    tokenizer = tiny_tokenizer(style)
+    labeller = labels.Labeller(tokenizer)
+    for opening, closing in ((" ", ""), ("", "\n\n"), ("\t", " \n"), ("", "")):
+        chat = [user(f"{opening}Hi{closing}"), assistant(f"{opening}Hello!{closing}"), user("Bye"), assistant("Bye. ")]
+        text, spans = render_spans(chat, tokenizer)
+        shape = learn(outline(chat), tokenizer)
+        assert shape is not None and shape.spans(text, chat, [1, 3]) == spans
+        assert len(labeller.encode({"messages": chat}).turn_lengths) == 2

@@ -267,7 +267,8 @@ class _Lines:
         """The rows that are used, counted; raises DataError when there are none."""
         lines = datasets.concatenate_datasets([part.lines for part in self.parts])
         table, counts = lines.data, self.counts
-        dropped = np.concatenate([pc.not_equal(chunk, "").to_numpy(False) for chunk in table["dropped"].chunks])
+        flags = (pc.not_equal(chunk, "").to_numpy(False) for chunk in table["dropped"].chunks)
+        dropped = np.concatenate([np.empty(0, dtype=bool), *flags])  # no chunk at all: no row got this far
         for reason in pc.value_counts(table["dropped"].take(self.chosen[dropped[self.chosen]])):
             counts.dropped[str(reason["values"])] += reason["counts"].as_py()
         used = self.chosen[~dropped[self.chosen]]

@@ -15,3 +15,4 @@ from recipe_kit.labels.encode import encode as encode
 from recipe_kit.labels.encode import render_spans as render_spans
 from recipe_kit.labels.spans import TrainOn as TrainOn
 from recipe_kit.labels.spans import special_tokens as special_tokens
+from recipe_kit.labels.spans import trained_turns as trained_turns

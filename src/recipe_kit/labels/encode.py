@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from recipe_kit.errors import LabelError
 from recipe_kit.labels.control import ControlTexts
 from recipe_kit.labels.places import Places, Tokeniser
-from recipe_kit.labels.shapes import Shape, learn, tested_texts
+from recipe_kit.labels.shapes import Outline, Shape, learn, outline, tested_texts
 from recipe_kit.labels.spans import (
     Span,
     TrainOn,
@@ -60,7 +60,7 @@ class Labeller:
         self._tokenise = Tokeniser(tokenizer)
         self._control = ControlTexts(tokenizer)
         self._tested = tested_texts(tokenizer) if tokenizer.chat_template else ()
-        self._shapes: dict[tuple[str, ...], Shape | None] = {}
+        self._shapes: dict[Outline, Shape | None] = {}
 
     def encode(self, example: Mapping[str, Any]) -> Encoded:
         """One row; raises LabelError. See `encode_batch`."""
@@ -121,10 +121,10 @@ class Labeller:
         if not trained:
             return []
         if not any(tested in message["content"] for tested in self._tested for message in messages):
-            roles = tuple(message["role"] for message in messages)
-            if roles not in self._shapes:
-                self._shapes[roles] = learn(roles, self.tokenizer)
-            shape = self._shapes[roles]
+            known_by = outline(messages)
+            if known_by is not None and known_by not in self._shapes:
+                self._shapes[known_by] = learn(known_by, self.tokenizer)
+            shape = None if known_by is None else self._shapes[known_by]
             if shape is not None and (spans := shape.spans(text, messages, trained)) is not None:
                 return spans
         return find_spans(text, messages, trained, self.tokenizer)

@@ -58,7 +58,7 @@ def check_rows(
     sample = Sample(train, tokenizer)
     return [
         *column_proofs(train, tokenizer, whole=train_on == "all"),
-        only_answers_trained(sample, whole=train_on == "all", last=train_on != "assistant"),
+        only_answers_trained(sample, train_on),
         one_bos(sample),
         no_forged_turns(sample),
         answers_whole(train, max_cut_off_share),

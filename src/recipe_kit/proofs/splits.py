@@ -55,7 +55,7 @@ def no_added_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, 
     if added <= 0:
         return Verdict("no_added_tokens", True, f"{len(tokenizer):,} tokens, {vocab_size:,} embeddings")
     counts = f"{len(tokenizer):,} tokens, {vocab_size:,} embeddings"
-    detail = f"{added:,} tokens of the tokenizer have no embedding in the model ({counts})"
+    detail = f"tokens of the tokenizer without an embedding in the model: {added:,} ({counts})"
     if trains_embeddings:
         return Verdict("no_added_tokens", True, f"{detail}; the embeddings are resized, trained and saved")
     return Verdict(

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 import tempfile
+import unicodedata
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe_kit.labels import IGNORED, control_texts, special_tokens
+from recipe_kit.labels import IGNORED, TrainOn, control_texts, special_tokens, trained_turns
 from recipe_kit.proofs.verdict import Rows, Verdict, found, spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEXT_ROWS = 256
+SERVED_ROWS = 64  # of them are tokenised anew
+_STAND_IN = "\ue000"
+_MARKS = re.compile(r"\{%-?\s*(generation)\s*-?%\}")
+_REASONING_END = re.compile(r"</think>|<channel\|>")
 _REASONING = re.compile(r"</?think>|<\|?channel\|?>\w*")
 
 
@@ -32,13 +37,24 @@ class Sample:
         self.labels: list[list[int]] = rows["labels"]
         details = train.details.select(self.indices)[:]
         self.truncated: list[bool] = details["truncated"]
-        self.turn_lengths: list[list[int]] = details["turn_lengths"]
         examples = train.examples
         self.examples: list[Any] = [examples[index] for index in self.indices]
         self.chats = [messages_of(example) for example in self.examples]
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def stretches(self, number: int) -> list[tuple[int, int]]:
+        """Start and end of each stretch of trained tokens in a row."""
+        edges = [0, *(label != IGNORED for label in self.labels[number]), 0]
+        changes = [place for place, (one, other) in enumerate(pairwise(edges)) if one != other]
+        return list(zip(changes[::2], changes[1::2], strict=True))
+
+    def written_before(self, number: int, message: int) -> str:
+        """What the template writes between the message before and this one, without control tokens."""
+        text = self.render(number, lambda content: _STAND_IN) or ""
+        pieces = self.special_text.sub("", text).split(_STAND_IN)
+        return _canonical(pieces[message]) if len(pieces) > message else ""
 
     def render(self, number: int, content: Callable[[str], str] = str) -> str | None:
         """The chat of a row through `apply_chat_template`, its messages passed through `content`; None for text."""
@@ -49,37 +65,40 @@ class Sample:
         return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
 
 
-def only_answers_trained(sample: Sample, *, whole: bool, last: bool) -> Verdict:
-    """Each trained turn, decoded, is an answer of the conversation and the control tokens around it, nothing more.
+def only_answers_trained(sample: Sample, train_on: TrainOn) -> Verdict:
+    """Each stretch of trained tokens, decoded, is an answer that is to be trained, and nothing more.
 
-    The first characters of an answer may be missing: where a token holds the end of the prompt and the start of the
-    answer, it is the prompt's. `whole` and `last` say how the recipe trains: all tokens, or not every answer.
+    Around it may stand what the template writes there after the generation prompt, but nothing of the prompt. The
+    first characters of an answer may be missing: where a token holds the end of the prompt and the start of the
+    answer, it is the prompt's.
     """
     name = "only_answers_trained"
-    if whole:
+    if train_on == "all":
         return Verdict(name, True, "data.train_on: all trains prompts too, as the recipe says")
     wrong, shortened, turns = [], 0, 0
     for number, chat in enumerate(sample.chats):
         if chat is None:
             continue
-        runs = _decoded_turns(sample, number)
-        answers = [m["content"] for m in chat if m["role"] == "assistant" and m.get("train", True)]
-        answers = answers[len(answers) - len(runs) :] if last else answers[: len(runs)]
-        turns += len(runs)
-        for place, (run, answer) in enumerate(zip(runs, answers, strict=False)):
-            whole_turn = place < len(runs) - 1 or not sample.truncated[number]
-            missing = _missing(run, answer, sample.special_text, whole_turn=whole_turn)
-            shortened += missing is not None and missing > 0
-            if missing is None:
-                wrong.append(sample.indices[number])
-                break
-        if not answers or len(answers) != len(runs):
+        stretches = sample.stretches(number)
+        wanted = trained_turns(chat, train_on)
+        turns += len(stretches)
+        fine = len(stretches) == len(wanted) or (sample.truncated[number] and len(stretches) < len(wanted))
+        for place, (start, end) in enumerate(stretches if fine else ()):
+            whole = place < len(stretches) - 1 or not sample.truncated[number]
+            missing = _missing(sample, number, wanted[place], sample.labels[number][start:end], whole=whole)
+            shortened += bool(missing)
+            fine = (
+                fine
+                and missing is not None
+                and (number >= SERVED_ROWS or _after_prompt(sample, number, wanted[place], start))
+            )
+        if not fine:
             wrong.append(sample.indices[number])
     note = f"; {shortened:,} answers share their first token with the prompt" if shortened else ""
     return found(
         name, wrong, sample.train,
         f"{turns:,} trained turns of {len(sample):,} rows are answers and nothing else{note}",
-        "rows that train other text than their answers", "report this with the chat template in use",
+        "rows with other text trained than answers", "report this with the chat template in use",
     )  # fmt: skip
 
 
@@ -93,7 +112,8 @@ def one_bos(sample: Sample) -> Verdict:
         text = sample.render(number)
         count = ids.count(bos)
         if text is None:
-            expected, begins = int(count > 0), True
+            expected = int(sample.tokenizer("x")["input_ids"][:1] == [bos])
+            expected, begins = max(expected, count), (ids[:1] == [bos]) >= bool(expected)
         else:
             expected, begins = text.count(token), text.startswith(token) == (ids[:1] == [bos])
         doubled = any(one == bos == other for one, other in pairwise(ids))
@@ -126,7 +146,7 @@ def no_forged_turns(sample: Sample) -> Verdict:
     return found(
         "no_forged_turns", wrong, sample.train,
         f"every control token was written by the template; {len(sample):,} rows, {refused:,} control texts refused",
-        "rows whose messages bring control tokens of their own", "take the control text out of these rows",
+        "rows with control tokens brought by a message", "take the control text out of these rows",
     )  # fmt: skip
 
 
@@ -142,19 +162,25 @@ def serving_renders_the_same(sample: Sample) -> Verdict:
     if sample.tokenizer.chat_template and not served.chat_template:
         missing = f"the chat template is missing from the saved tokenizer ({', '.join(sorted(files))})"
         return Verdict(name, False, missing, "set model.chat_template")
+    if "strftime_now(" in str(served.chat_template):
+        clock = "the chat template asks the clock, so that another day renders another text"
+        return Verdict(name, False, clock, "set its date in model.chat_template_kwargs, or write it into the template")
     wrong, compared = [], 0
-    for number, ids in enumerate(sample.ids[:64]):
+    for number, ids in enumerate(sample.ids[:SERVED_ROWS]):
         chat = sample.chats[number]
-        if chat is None:
-            continue
-        turns = [{"role": m["role"], "content": m["content"]} for m in chat]
-        rendered = list(served.apply_chat_template(turns, tokenize=True, return_dict=False))
         compared += 1
+        if chat is None:
+            text = str(sample.examples[number]["text"]).removeprefix(str(served.bos_token or ""))
+            plain = list(served(text.removesuffix(str(served.eos_token)))["input_ids"])
+            rendered = [*(plain[:-1] if plain[-1:] == [served.eos_token_id] else plain), served.eos_token_id]
+        else:
+            turns = [{"role": m["role"], "content": m["content"]} for m in chat]
+            rendered = list(served.apply_chat_template(turns, tokenize=True, return_dict=False))
         if rendered[: len(ids)] != ids or (len(rendered) != len(ids) and not sample.truncated[number]):
             wrong.append(sample.indices[number])
     return found(
         name, wrong, sample.train, f"{compared:,} rows give the trained token ids with the saved tokenizer",
-        "rows that the saved tokenizer renders otherwise than they are trained",
+        "rows with other token ids from the saved tokenizer than are trained",
         "give the template in model.chat_template and its variables in model.chat_template_kwargs",
     )  # fmt: skip
 
@@ -167,27 +193,41 @@ def messages_of(example: Any) -> list[dict[str, Any]] | None:
     return [*prompt, *example.get("completion", []), *example.get("messages", [])]
 
 
-def _decoded_turns(sample: Sample, number: int) -> list[str]:
-    trained = [label for label in sample.labels[number] if label != IGNORED]
-    texts, start = [], 0
-    for length in sample.turn_lengths[number]:
-        texts.append(sample.tokenizer.decode(trained[start : start + length], clean_up_tokenization_spaces=False))
-        start += length
-    return texts
+def _after_prompt(sample: Sample, number: int, message: int, start: int) -> bool:
+    """Whether a trained turn starts no earlier than the generation prompt ends; marks may say otherwise on purpose."""
+    if "generation" in _MARKS.findall(str(sample.tokenizer.chat_template)):
+        return True
+    turns = [{"role": m["role"], "content": m["content"]} for m in (sample.chats[number] or [])[:message]]
+    if not turns:
+        return True
+    prompt = sample.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+    same = next(
+        (n for n, pair in enumerate(zip(prompt, sample.ids[number], strict=False)) if pair[0] != pair[1]), len(prompt)
+    )
+    return start >= same
 
 
-def _missing(run: str, answer: str, special: re.Pattern[str], *, whole_turn: bool) -> int | None:
+def _missing(sample: Sample, number: int, message: int, ids: list[int], *, whole: bool) -> int | None:
     """How many first characters of the answer a trained turn lacks; None if the turn holds other text than the answer.
 
-    Reasoning tags and control tokens may stand around the answer, and reasoning may be rewritten by the template.
+    Reasoning may be dropped or rewritten by the template. `whole` says that the turn was not cut at `max_length`.
     """
-    core = special.sub("", _REASONING.sub("", run)).strip()
-    bare = _REASONING.sub("", answer).strip()
-    if not whole_turn:  # cut at max_length; a character of several tokens may be cut in two
-        core = core.rstrip("\ufffd")
-        return 0 if bare.startswith(core) or core in bare else None
+    answer = (sample.chats[number] or [])[message]["content"]
+    run = sample.special_text.sub("", sample.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    core = _canonical(_REASONING.sub(" ", run))
+    bare = _canonical(_REASONING.sub(" ", answer))
+    said = _canonical(_REASONING_END.split(answer)[-1])  # templates drop the reasoning of earlier turns
+    if not whole:  # a character of several tokens may be cut in two
+        return 0 if core.rstrip("\ufffd") in bare or core.rstrip("\ufffd") in said else None
     core = core.lstrip("\ufffd")
-    if core == bare or " ".join(core.split()) == " ".join(bare.split()):
+    if core in (bare, said):
+        return 0
+    if bare and core.endswith(bare) and sample.written_before(number, message).endswith(core[: -len(bare)].strip()):
         return 0
     lacking = len(bare) - len(core)
     return lacking if 0 < lacking <= 16 and bare.endswith(core) else None
+
+
+def _canonical(text: str) -> str:
+    """Text without what tokenizers that normalise change, nor white space that templates trim."""
+    return " ".join(unicodedata.normalize("NFKC", text).split())

@@ -41,7 +41,8 @@ def found(name: str, wrong: Sequence[int], train: Rows, fine: str, what: str, re
     if not len(wrong):
         return Verdict(name, True, fine)
     different = sorted({int(index) for index in wrong})
-    return Verdict(name, False, f"{len(different):,} {what}, first {train.place(different[0])}", remedy)
+    counted = f"1 {what.replace('rows', 'row', 1)}" if len(different) == 1 else f"{len(different):,} {what}"
+    return Verdict(name, False, f"{counted}, first {train.place(different[0])}", remedy)
 
 
 def spread(count: int, wanted: int) -> list[int]:

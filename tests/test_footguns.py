@@ -1,0 +1,598 @@
+"""What users of fine-tuning tools have reported, refused or said here; `docs/footguns.md` shows the messages.
+
+`GUARDS` names a test for every report. A block of the page that stands under `<!-- message: NAME -->` is compared with
+what the test of that name produces, so the page shows what users see.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+import threading
+from functools import cache
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from recipe_kit import catalog, cli, proofs
+from recipe_kit.data import load_source, prepare
+from recipe_kit.data.work import Work
+from recipe_kit.errors import DataError, ProofError, RecipeError
+from recipe_kit.labels import IGNORED, encode
+from recipe_kit.modeling import load_tokenizer
+from recipe_kit.recipe import DataSection, ModelSection, Source, load_recipe, resolve
+from test_labels import DROPS_REASONING, MARKS_WITHOUT_THE_END, NEVER_ENDS
+from test_proofs import CHATS, INSERTS_A_SYSTEM_PROMPT, STYLES, assistant, make_case, system, trained, user
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "footguns.md"
+
+HERE = "tests/test_footguns.py"
+GUARDS = {
+    # masking
+    "axolotl #2089": f"{HERE}::test_a_turn_that_the_template_does_not_write_is_refused",
+    "axolotl #1761": f"{HERE}::test_the_plan_says_how_much_of_each_turn_is_trained",
+    "axolotl #3098": f"{HERE}::test_text_of_the_system_prompt_in_the_loss_is_found",
+    "TRL #3781": "tests/test_wiring.py::test_labels_that_do_not_arrive_are_found",
+    "TRL #3484": "tests/test_wiring.py::test_labels_that_do_not_arrive_are_found",
+    "TRL #3728": "tests/test_wiring.py::test_labels_that_do_not_arrive_are_found",
+    "TRL #4879": f"{HERE}::test_no_marks_are_needed_and_where_they_are_it_is_said",
+    "TRL #5471": f"{HERE}::test_no_marks_are_needed_and_where_they_are_it_is_said",
+    "TRL #6689": f"{HERE}::test_no_marks_are_needed_and_where_they_are_it_is_said",
+    "unsloth #2900": f"{HERE}::test_a_row_that_teaches_nothing_is_named",
+    "unsloth #2364": f"{HERE}::test_a_row_that_teaches_nothing_is_named",
+    "unsloth #2095": f"{HERE}::test_a_row_that_teaches_nothing_is_named",
+    "unsloth #1128": f"{HERE}::test_a_row_that_teaches_nothing_is_named",
+    "unsloth #1290": f"{HERE}::test_a_row_that_teaches_nothing_is_named",
+    "TRL #6025": f"{HERE}::test_answers_that_max_length_cuts_off_stop_the_run",
+    "TRL #6320": f"{HERE}::test_answers_that_max_length_cuts_off_stop_the_run",
+    "TRL #3927": f"{HERE}::test_answers_that_max_length_cuts_off_stop_the_run",
+    "TRL #3279": f"{HERE}::test_the_log_says_what_share_of_the_tokens_is_trained",
+    # stopping
+    "TRL #1623": f"{HERE}::test_a_template_that_never_ends_a_turn_is_refused",
+    "TRL #3091": f"{HERE}::test_a_template_that_never_ends_a_turn_is_refused",
+    "TRL #2059": f"{HERE}::test_a_padding_token_that_ends_answers_is_refused",
+    "TRL #696": f"{HERE}::test_a_padding_token_that_ends_answers_is_refused",
+    "unsloth #416": f"{HERE}::test_a_padding_token_that_ends_answers_is_refused",
+    "unsloth #419": f"{HERE}::test_a_padding_token_that_ends_answers_is_refused",
+    "alignment-handbook #127": f"{HERE}::test_a_padding_token_that_ends_answers_is_refused",
+    "TRL #5988": f"{HERE}::test_an_end_outside_the_marks_is_trained",
+    "OpenRLHF #393": f"{HERE}::test_a_second_bos_is_found",
+    "vLLM #27515": f"{HERE}::test_a_second_bos_is_found",
+    # serving
+    "axolotl #1832": f"{HERE}::test_a_template_other_than_the_trained_one_is_found",
+    "axolotl #834": f"{HERE}::test_a_template_other_than_the_trained_one_is_found",
+    "axolotl #2014": f"{HERE}::test_a_template_other_than_the_trained_one_is_found",
+    "LLaMA-Factory #10596": f"{HERE}::test_the_saved_tokenizer_prompts_as_training_did",
+    "LLaMA-Factory #3096": f"{HERE}::test_the_saved_tokenizer_prompts_as_training_did",
+    "LLaMA-Factory #5517": f"{HERE}::test_the_saved_tokenizer_prompts_as_training_did",
+    "LLaMA-Factory #2509": f"{HERE}::test_the_saved_tokenizer_prompts_as_training_did",
+    "ms-swift #6267": f"{HERE}::test_a_system_prompt_of_the_template_is_saved_with_it",
+    "ms-swift #2279": f"{HERE}::test_a_system_prompt_of_the_template_is_saved_with_it",
+    "ms-swift #2250": f"{HERE}::test_a_system_prompt_of_the_template_is_saved_with_it",
+    "ms-swift #6620": f"{HERE}::test_a_system_prompt_of_the_template_is_saved_with_it",
+    "ms-swift #5196": f"{HERE}::test_a_system_prompt_of_the_template_is_saved_with_it",
+    "unsloth #3899": f"{HERE}::test_nothing_is_exported_to_other_programs",
+    "unsloth #695": f"{HERE}::test_nothing_is_exported_to_other_programs",
+    "unsloth #798": f"{HERE}::test_nothing_is_exported_to_other_programs",
+    "unsloth #1823": f"{HERE}::test_nothing_is_exported_to_other_programs",
+    "LLaMA-Factory #6320": f"{HERE}::test_nothing_is_exported_to_other_programs",
+    "LLaMA-Factory #8399": f"{HERE}::test_a_saved_tokenizer_without_template_is_found",
+    # tokens
+    "unsloth #237": f"{HERE}::test_tokens_without_an_embedding_are_refused",
+    "unsloth #978": f"{HERE}::test_tokens_without_an_embedding_are_refused",
+    "unsloth #3428": f"{HERE}::test_tokens_without_an_embedding_are_refused",
+    "unsloth #3444": f"{HERE}::test_tokens_without_an_embedding_are_refused",
+    "PEFT #1457": f"{HERE}::test_tokens_without_an_embedding_are_refused",
+    "PEFT #2898": f"{HERE}::test_tokens_without_an_embedding_are_refused",
+    "LLaMA-Factory #7997": f"{HERE}::test_tokens_without_an_embedding_are_refused",
+    # data
+    "autotrain #226": f"{HERE}::test_a_missing_column_names_the_nearest_one",
+    "autotrain #291": f"{HERE}::test_a_missing_column_names_the_nearest_one",
+    "autotrain #423": f"{HERE}::test_a_missing_column_names_the_nearest_one",
+    "autotrain #424": f"{HERE}::test_a_missing_column_names_the_nearest_one",
+    "autotrain #425": f"{HERE}::test_a_missing_column_names_the_nearest_one",
+    "autotrain #441": f"{HERE}::test_a_missing_column_names_the_nearest_one",
+    "autotrain #908": f"{HERE}::test_a_missing_column_names_the_nearest_one",
+    "lm-eval #3171": f"{HERE}::test_a_dataset_that_is_a_script_is_refused_in_one_sentence",
+    "llama-cookbook #775": f"{HERE}::test_a_dataset_that_is_a_script_is_refused_in_one_sentence",
+    "LLaMA-Factory #2424": f"{HERE}::test_whoever_comes_second_waits_outside_any_collective_call",
+    "LLaMA-Factory #1196": f"{HERE}::test_whoever_comes_second_waits_outside_any_collective_call",
+    "LLaMA-Factory #2656": f"{HERE}::test_whoever_comes_second_waits_outside_any_collective_call",
+    "LLaMA-Factory #662": f"{HERE}::test_whoever_comes_second_waits_outside_any_collective_call",
+    "axolotl #462": "tests/test_preparation.py::test_edited_formatter_prepares_anew",
+    "axolotl #1136": "tests/test_preparation.py::test_edited_formatter_prepares_anew",
+    "TRL #3449": f"{HERE}::test_the_plan_counts_rows_that_are_too_long",
+    "transformers #30998": f"{HERE}::test_the_plan_counts_rows_that_are_too_long",
+    "unsloth #2904": f"{HERE}::test_the_plan_counts_rows_that_are_too_long",
+    "axolotl #1654": f"{HERE}::test_turns_of_another_form_name_the_formatter_that_reads_them",
+    "axolotl #2286": f"{HERE}::test_turns_of_another_form_name_the_formatter_that_reads_them",
+    "axolotl #1957": f"{HERE}::test_turns_of_another_form_name_the_formatter_that_reads_them",
+    "alignment-handbook #8": f"{HERE}::test_a_local_file_is_a_source_and_a_mistyped_one_is_said",
+    # packing
+    "TRL #805": f"{HERE}::test_packing_is_refused_unless_rows_are_kept_apart",
+    "TRL #1230": f"{HERE}::test_packing_is_refused_unless_rows_are_kept_apart",
+    "TRL #3067": f"{HERE}::test_packing_is_refused_unless_rows_are_kept_apart",
+    "alignment-handbook #204": f"{HERE}::test_packing_is_refused_unless_rows_are_kept_apart",
+    "torchtune #892": f"{HERE}::test_packing_is_refused_unless_rows_are_kept_apart",
+    "ms-swift #4736": f"{HERE}::test_packing_is_refused_unless_rows_are_kept_apart",
+}
+
+_BLOCK = re.compile(r"^<!-- message: (\w+) -->\n```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_ROUNDING = re.compile(r"\b\d\.\de[+-]\d\d\b")  # differs from machine to machine
+
+
+def plain(text):
+    """Without line breaks, and without digits that only rounding decides."""
+    return _ROUNDING.sub("…", " ".join(str(text).split()))
+
+
+@pytest.fixture
+def page_shows(request):
+    """Whether the page shows, under the name of this test, exactly what was said."""
+    shown = dict(_BLOCK.findall(PAGE.read_text(encoding="utf-8")))
+
+    def compare(said):
+        assert plain(shown[request.node.originalname]) == plain(said)
+
+    return compare
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch, tiny_tokenizer):
+    """Rows of a file as training prepares them; further arguments go into the recipe or its data."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(rows=CHATS, style="chatml", *, template=None, **sections):
+        return make_case(tmp_path, tiny_tokenizer(style, template), rows, **sections)
+
+    return make
+
+
+@pytest.fixture
+def refusal(prepared):
+    """What is said of rows that cannot be prepared."""
+
+    def said(*rows, **options):
+        with pytest.raises(DataError) as caught:
+            prepared(*rows, **options)
+        return caught.value
+
+    return said
+
+
+SHOP = """
+name: shop
+model: {id: "tiny:chatml", dtype: float32}
+method: lora
+data:
+  train: {path: chats.jsonl}
+  formatter: messages
+  max_length: 64
+training: {max_steps: 1, per_device_train_batch_size: 2, packing: true, use_cpu: true, bf16: false, report_to: []}
+evaluation: {after_training: false}
+"""
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A recipe for eight chats of two answers, and a ninth that is too long."""
+    folder = tmp_path_factory.mktemp("shop")
+    chats = [
+        [user(f"Table for {guests}?"), assistant("Yes."), user("And a high chair?"), assistant("We have two.")]
+        for guests in range(2, 10)
+    ]
+    chats.append([user("Tell me all about the soup. " * 9), assistant("It is hot.")])
+    lines = "".join(json.dumps({"messages": chat}) + "\n" for chat in chats)
+    (folder / "chats.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "shop.yaml").write_text(SHOP, encoding="utf-8")
+    return folder / "shop.yaml"
+
+
+@pytest.fixture(scope="module")
+def plan(shop):
+    """The parts of what `recipe-kit plan shop.yaml` prints, by heading."""
+    from recipe_kit import plan
+
+    text = "\n".join(plan.lines(plan.build(resolve(shop), runs_dir=shop.parent / "runs", quality=False)))
+    assert text.endswith("Nothing was found that would stop training.")
+    return {part.partition("\n")[0]: part.partition("\n")[2] for part in text.split("\n\n")}
+
+
+def verdict_in(plan, name):
+    """One line of the plan's proofs, in one piece."""
+    (found,) = re.findall(rf"^  (ok +{name} .*(?:\n {{10,}}.*)*)", plan["Proofs"], re.MULTILINE)
+    return found
+
+
+# Masking
+
+
+def test_a_turn_that_the_template_does_not_write_is_refused(refusal, page_shows):
+    """axolotl #2089: a turn was not found, its place was -1, and the mask was built from that.
+
+    Templates of vision models loop over parts. Given text, they loop over its characters and write nothing.
+    """
+    parts = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    page_shows(refusal(template=parts))
+
+
+@pytest.mark.slow
+def test_the_plan_says_how_much_of_each_turn_is_trained(plan, page_shows):
+    """axolotl #1761: only the last answer of a conversation was trained, and nothing said so."""
+    page_shows(plan["Trained tokens"])
+
+
+def test_text_of_the_system_prompt_in_the_loss_is_found(prepared, page_shows):
+    """axolotl #3098: system and tool text was left in the loss."""
+    tool = {"role": "tool", "content": '{"free": 2}'}
+    case = prepared([*CHATS[:2], {"messages": [system("Be kind."), user("Hi"), tool, assistant("Hello!")]}])
+    (*_, row) = case.splits["train"].rows
+    learnt = [row["labels"][place] for place in trained(row["labels"])]
+    assert case.tokenizer.decode(learnt) == "Hello!<|im_end|>"
+
+    def train_the_system_prompt(ids, labels, turns):
+        first = trained(labels)[0]
+        return ids, [*ids[:first], *labels[first:]], [turns[0] + first]
+
+    page_shows(case.damaged(train_the_system_prompt).verdict("only_answers_trained"))
+
+
+@pytest.mark.slow
+def test_the_plan_proves_that_labels_arrive_whatever_the_options(plan, page_shows):
+    """TRL #3781, #3484, #3728: the mask was ignored with fused kernels, and void with packing."""
+    page_shows(verdict_in(plan, "labels_reach_the_model"))
+
+
+def test_no_marks_are_needed_and_where_they_are_it_is_said(prepared, tiny_tokenizer, refusal, page_shows):
+    """TRL #4879, #5471, #6689: templates had to be edited by hand to mark the answers with {% generation %}."""
+    from trl.chat_template_utils import get_training_chat_template
+
+    for style in STYLES:
+        with pytest.raises(ValueError, match="patching is not supported"):
+            get_training_chat_template(tiny_tokenizer(style))
+        assert prepared(CHATS, style).failed() == []
+    said = refusal(template=DROPS_REASONING)
+    assert prepared(template=DROPS_REASONING, train_on="last_assistant").failed() == []
+    page_shows(said)
+
+
+def test_a_row_that_teaches_nothing_is_named(prepared, refusal, page_shows):
+    """unsloth #2900, #2364, #2095, #1128, #1290: all labels were -100 since a marker did not fit the template."""
+    unanswered = [*CHATS[:2], {"messages": [user("Hi"), assistant("Hello!", train=False)]}]
+    assert "row 3: column 'messages' has no assistant message with text to learn from" in str(refusal(unanswered))
+    damaged = prepared().damaged(lambda ids, labels, turns: (ids, [ids[0], *[IGNORED] * (len(ids) - 1)], [1]))
+    page_shows(damaged.verdict("answers_trained"))
+
+
+def test_answers_that_max_length_cuts_off_stop_the_run(prepared, page_shows):
+    """TRL #6025, #6320, #3927: a prompt that fills `max_length` gave loss 0.0 and NaN gradients, without a warning."""
+    rows = [
+        CHATS[0],
+        {"messages": [user("Count."), assistant("1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20")]},
+        {"messages": [user("1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20"), assistant("Well counted.")]},
+    ]
+    case = prepared(rows, max_length=24, too_long="truncate")
+    assert case.splits["train"].counts.dropped == {"answer cut off whole at 24 tokens": 1}
+    assert all(trained(labels) for labels in case.splits["train"].rows["labels"])
+    with pytest.raises(ProofError) as caught:
+        proofs.require(case.verdicts())
+    page_shows(caught.value)
+
+
+@pytest.mark.slow
+def test_the_log_says_what_share_of_the_tokens_is_trained(shop, page_shows):
+    """TRL #3279: why are the tokens of the prompt in the loss?"""
+    from recipe_kit.training import train
+
+    said = []
+    train(load_recipe(shop), runs_dir=shop.parent / "runs", report=said.append)
+    place = next(place for place, line in enumerate(said) if line.startswith("train: "))
+    page_shows("\n".join(said[place : place + 2]))
+
+
+# Stopping
+
+
+def test_a_template_that_never_ends_a_turn_is_refused(refusal, page_shows):
+    """TRL #1623, #3091: models tuned on Guanaco chats never learnt to stop."""
+    page_shows(refusal(CHATS[:1], template=NEVER_ENDS))
+
+
+@pytest.mark.parametrize("name", catalog.recipe_names())
+def test_every_shipped_recipe_trains_the_end_of_each_turn(name):
+    """TRL #1623 and #3091 once more, on the rows that ship with each recipe."""
+    recipe = load_recipe(name, profiles=["smoke"])
+    tokenizer = load_tokenizer(recipe.model)
+    splits = prepare(recipe.data, tokenizer)
+    verdicts = proofs.check(recipe, splits, tokenizer, vocab_size=len(tokenizer))
+    assert [str(verdict) for verdict in verdicts if verdict.ok is not True] == []
+    (ends,) = [verdict.detail for verdict in verdicts if verdict.name == "end_of_turn_trained"]
+    assert re.match(r"\d+ trained turns, \S+ ends \d+", ends)
+
+
+def test_a_padding_token_that_ends_answers_is_refused(tmp_path, monkeypatch, page_shows):
+    """TRL #2059, #696, unsloth #416, #419, alignment-handbook #127: an end token that pads is left out of the loss."""
+    monkeypatch.chdir(tmp_path)
+    for style in STYLES:
+        tokenizer = load_tokenizer(ModelSection(id=f"tiny:{style}"))
+        assert tokenizer.pad_token != tokenizer.eos_token
+    chosen = load_tokenizer(ModelSection(id="tiny:llama2", pad_token="</s>"))
+    page_shows(make_case(tmp_path, chosen).verdict("padding_not_trained"))
+
+
+def test_an_end_outside_the_marks_is_trained(prepared, page_shows):
+    """TRL #5988: the token that ends a turn fell outside the marks, seen only once the model would not stop."""
+    page_shows(prepared(template=MARKS_WITHOUT_THE_END).verdict("end_of_turn_trained"))
+
+
+def test_a_second_bos_is_found(prepared, tiny_tokenizer, page_shows):
+    """alignment-handbook #127, OpenRLHF #393, vLLM #27515: the template writes BOS and something writes another."""
+    twice = "{{ bos_token }}" + tiny_tokenizer("llama3").chat_template
+    case = prepared(CHATS, "llama3", template=twice)
+    assert case.failed() == ["one_bos"]
+    page_shows(case.verdict("one_bos"))
+
+
+# Serving
+
+
+def test_a_template_other_than_the_trained_one_is_found(prepared, page_shows):
+    """axolotl #1832, #834, #2014: the template in the saved tokenizer was not the format that was trained."""
+    case = prepared()
+    case.tokenizer.chat_template = INSERTS_A_SYSTEM_PROMPT
+    page_shows(case.verdict("serving_renders_the_same"))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_saved_tokenizer_prompts_as_training_did(prepared, style, tmp_path, page_shows):
+    """LLaMA-Factory #10596, #3096, #5517, #2509: worse answers once served, for the prompt was another."""
+    from transformers import AutoTokenizer
+
+    case = prepared(CHATS, style)
+    case.tokenizer.save_pretrained(tmp_path / "saved")
+    served = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    train = case.splits["train"]
+    for example, row in zip(train.examples, train.rows, strict=True):
+        prompt = served.apply_chat_template(example["messages"][:-1], add_generation_prompt=True, return_dict=False)
+        assert row["input_ids"][: len(prompt)] == prompt
+        assert row["labels"][len(prompt)] == row["input_ids"][len(prompt)]
+    page_shows(case.verdict("serving_renders_the_same"))
+
+
+def test_a_system_prompt_of_the_template_is_saved_with_it(tmp_path, page_shows):
+    """ms-swift #6267, #2279, #2250, #6620, #5196: training put a system prompt before each chat, and serving none."""
+    from transformers import AutoTokenizer
+
+    template = (
+        "<|im_start|>system\n{{ house }}<|im_end|>\n"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    model = ModelSection(
+        id="tiny:chatml", chat_template=template, chat_template_kwargs={"house": "You wait at table."}
+    )
+    tokenizer = load_tokenizer(model)
+    tokenizer.save_pretrained(tmp_path)
+    served = AutoTokenizer.from_pretrained(tmp_path)
+    prompt = served.apply_chat_template([user("A table?")], add_generation_prompt=True, tokenize=False)
+    chat = {"messages": [user("A table?"), assistant("For two?")]}
+    assert tokenizer.decode(encode(chat, tokenizer).input_ids) == f"{prompt}For two?<|im_end|>\n"
+    page_shows(prompt)
+
+
+def test_nothing_is_exported_to_other_programs(page_shows):
+    """unsloth #3899, #695, #798, #1823, LLaMA-Factory #6320: an exported model talks nonsense in Ollama."""
+    done = CliRunner().invoke(cli.main, ["export", "runs/shop/latest"], prog_name="recipe-kit")
+    assert done.exit_code == 2
+    page_shows(done.output.splitlines()[-1])
+
+
+def test_a_saved_tokenizer_without_template_is_found(prepared, monkeypatch, page_shows):
+    """LLaMA-Factory #8399: `chat_template` was missing from the saved tokenizer."""
+    case = prepared()
+    save = type(case.tokenizer).save_pretrained
+
+    def save_without_template(self, folder, **options):
+        save(self, folder, **options)
+        (Path(folder) / "chat_template.jinja").unlink()
+
+    monkeypatch.setattr(type(case.tokenizer), "save_pretrained", save_without_template)
+    page_shows(case.verdict("serving_renders_the_same"))
+
+
+# Tokens
+
+
+def test_tokens_without_an_embedding_are_refused(prepared, page_shows):
+    """unsloth #237, #978, #3428, #3444, PEFT #1457, #2898, LLaMA-Factory #7997: added tokens broke merge or reload."""
+    case = prepared()
+    case.tokenizer.add_tokens(["<ticket>"])
+    page_shows(case.verdict("no_added_tokens"))
+
+
+# Data
+
+
+def test_a_missing_column_names_the_nearest_one(refusal, page_shows):
+    """autotrain #226, #291, #423, #424, #425, #441, #908: KeyError: 'text', once the model had been loaded."""
+    page_shows(refusal([{"mesages": CHATS[0]["messages"]}]))
+
+
+def test_a_dataset_that_is_a_script_is_refused_in_one_sentence(tmp_path, monkeypatch, page_shows):
+    """lm-eval #3171, llama-cookbook #775: datasets that are Python scripts can no longer be loaded."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "samsum").mkdir()
+    (tmp_path / "samsum" / "samsum.py").write_text("import datasets\n", encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        load_source(Source(path="samsum"))
+    (source,) = load_recipe("samsum").data.train
+    assert source.id == "knkarthick/samsum"  # files, where `samsum` was a script
+    page_shows(caught.value)
+
+
+def test_whoever_comes_second_waits_outside_any_collective_call(tmp_path, monkeypatch, tiny_tokenizer, page_shows):
+    """LLaMA-Factory #2424, #1196, #2656, #662: while one rank tokenised, the others' barrier ran out of time.
+
+    Two threads stand for two ranks: the first goes on only when the second has said that it waits.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECIPE_KIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CHATS), encoding="utf-8")
+    section = DataSection.model_validate({"formatter": "messages", "train": {"path": "rows.jsonl"}})
+    begun, waiting = threading.Event(), threading.Event()
+    on_table, tokenizer, said = Work.on_table, tiny_tokenizer("chatml"), []
+
+    def when_the_other_waits(self, table, first_row):
+        begun.set()
+        assert waiting.wait(60)
+        return on_table(self, table, first_row)
+
+    def report(text):
+        said.append(text)
+        waiting.set()
+
+    monkeypatch.setattr(Work, "on_table", when_the_other_waits)
+    first = threading.Thread(target=prepare, args=(section, tokenizer))
+    first.start()
+    assert begun.wait(60)
+    rows = prepare(section, tokenizer, report=report)["train"].rows
+    first.join()
+    assert len(rows) == 3
+    page_shows("\n".join(said))
+
+
+ASKING = """
+from recipe_kit.formatters import assistant, user
+
+def ask(row):
+    return {"messages": [user("%s" + row["question"]), assistant(row["answer"])]}
+"""
+
+
+def test_an_edited_formatter_is_noticed(tmp_path, prepared, tiny_tokenizer, monkeypatch, page_shows):
+    """axolotl #462, #1136: rows of a cache were trained after the code that made them had been edited."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    said, texts = [], []
+    for opening in ("", "Please: "):
+        (tmp_path / "asking.py").write_text(ASKING % opening, encoding="utf-8")
+        sys.modules.pop("asking", None)
+        case = prepared([{"question": "Why?", "answer": "Because."}], formatter="asking:ask")
+        prepare(case.recipe.data, case.tokenizer, report=said.append)  # found, as nothing was edited since
+        texts.append(case.tokenizer.decode(case.splits["train"].rows[0]["input_ids"]))
+    assert said == []
+    assert ["Please: Why?" in text for text in texts] == [False, True]
+    (tmp_path / "asking.py").write_text(ASKING % "Kindly: ", encoding="utf-8")
+    sys.modules.pop("asking")
+    prepare(case.recipe.data, case.tokenizer, report=said.append)
+    page_shows("\n".join(said))
+
+
+@pytest.mark.slow
+def test_the_plan_counts_rows_that_are_too_long(plan, page_shows):
+    """TRL #3449, transformers #30998, unsloth #2904: rows were cut at 1024 tokens in silence."""
+    page_shows("\n".join([plan["Rows"], plan["Tokens a row"].splitlines()[-1]]))
+
+
+def test_turns_of_another_form_name_the_formatter_that_reads_them(prepared, refusal, page_shows):
+    """axolotl #1654, #2286, #1957: what to write now that the sharegpt type is gone?"""
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]
+    said = refusal([{"messages": turns}])
+    rewritten = {"name": "sharegpt", "columns": {"conversations": "messages"}}
+    assert prepared([{"messages": turns}], formatter=rewritten).failed() == []
+    page_shows(said)
+
+
+def test_a_local_file_is_a_source_and_a_mistyped_one_is_said(prepared, page_shows):
+    """alignment-handbook #8: how do I use a local dataset?"""
+    assert prepared().splits["train"].counts.kept == 3
+    with pytest.raises(DataError) as caught:
+        load_source(Source(path="row.jsonl"))
+    page_shows(caught.value)
+
+
+# Packing
+
+
+def test_packing_is_refused_unless_rows_are_kept_apart(shop, page_shows):
+    """TRL #805, #1230, #3067, alignment-handbook #204, torchtune #892, ms-swift #4736: do packed rows mix?"""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(shop, overrides=["training.packing_strategy=wrapped"])
+    page_shows(caught.value)
+
+
+@pytest.mark.slow
+def test_the_plan_proves_that_packed_rows_do_not_see_each_other(plan, page_shows):
+    """TRL #805, #1230, #3067, alignment-handbook #204, torchtune #892, ms-swift #4736: said with numbers."""
+    page_shows(verdict_in(plan, "packed_rows_isolated"))
+
+
+# The table and the page
+
+_NAME = re.compile(r"([A-Za-z][\w-]*)? ?(?:PR )?#(\d+)")
+
+
+def threads(text):
+    """The threads a text names: `axolotl #1832, #834` are two."""
+    found, tool = set(), ""
+    for name, number in _NAME.findall(text):
+        tool = name if name and name != "and" else tool
+        found.add(f"{tool} #{number}".lower().replace("llamafactory", "llama-factory"))
+    return found
+
+
+@cache
+def functions_in(file):
+    """The functions of a file of tests, by name."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_threads_are_read_one_by_one():
+    said = "TRL #2059, #696 and #1; LlamaFactory #8399: axolotl PR #3098. See vLLM #27515"
+    assert threads(said) == {
+        "trl #2059", "trl #696", "trl #1", "llama-factory #8399", "axolotl #3098", "vllm #27515",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("thread", GUARDS)
+def test_every_report_is_named_by_the_test_that_guards_it(thread):
+    file, _, name = GUARDS[thread].partition("::")
+    assert name in functions_in(file)
+    assert thread.lower() in threads(ast.get_docstring(functions_in(file)[name]) or "")
+
+
+def test_the_page_names_every_report_and_no_other():
+    headings = "\n".join(re.findall(r"^### .*", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+    assert threads(headings) == {thread.lower() for thread in GUARDS}
+
+
+def test_every_message_of_the_page_is_produced_by_the_test_it_names():
+    text = PAGE.read_text(encoding="utf-8")
+    named = re.findall(r"<!-- message: (\w+) -->", text)
+    comparing = [
+        name
+        for name, node in functions_in(HERE).items()
+        if "page_shows" in {argument.arg for argument in node.args.args}
+    ]
+    assert sorted(named) == sorted(comparing)
+    assert len(named) == text.count("```text")
+
+
+def test_every_section_of_the_page_has_a_message_and_names_tests_that_exist():
+    sections = PAGE.read_text(encoding="utf-8").split("\n### ")[1:]
+    assert len(sections) > 25
+    for section in sections:
+        assert "<!-- message: " in section
+        guards = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", section)
+        assert guards
+        for file, name in guards:
+            assert name in functions_in(file), f"{file}::{name}"
