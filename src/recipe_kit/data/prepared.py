@@ -29,7 +29,7 @@ import datasets
 import pyarrow as pa
 
 import recipe_kit
-from recipe_kit.data.sources import BATCH_ROWS, batches, content_of, describe, hub_revision, load_source
+from recipe_kit.data.sources import BATCH_ROWS, batches, content_of, describe, load_source, recorded
 from recipe_kit.data.work import SCHEMA, Done, Tally, Work, raise_for
 from recipe_kit.errors import DataError, FormatError
 from recipe_kit.formatters import bind, check_columns, get_formatter
@@ -89,13 +89,8 @@ def prepare_source(
 
     folder = _once(root, key, write, report)
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    told = {
-        **source.model_dump(exclude_none=True, exclude_defaults=True),
-        "split": source.split,
-        "resolved_revision": hub_revision(source),
-    }
     tally = Tally(facts["read"], Counter(facts["dropped"]), facts["merged_turns"], Counter(facts["redacted"]))
-    return Prepared(datasets.Dataset.from_file(str(folder / ROWS)), tally, told, place)
+    return Prepared(datasets.Dataset.from_file(str(folder / ROWS)), tally, recorded(source), place)
 
 
 def cache_key(

@@ -169,7 +169,13 @@ def _broken_line(path: Path) -> str:
     return ""
 
 
-def hub_revision(source: Source) -> str | None:
+def recorded(source: Source) -> dict[str, Any]:
+    """What `run.json` says of a source: its place in the words of the recipe, and the commit it was read at."""
+    told = source.model_dump(exclude_none=True, exclude_defaults=True)
+    return {**told, "split": source.split, "resolved_revision": _hub_revision(source)}
+
+
+def _hub_revision(source: Source) -> str | None:
     """The commit a Hub dataset was read at, when the Hub can be asked; None otherwise."""
     if source.id is None:
         return None

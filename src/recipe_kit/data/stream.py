@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from recipe_kit.data.prepared import Prepared
-from recipe_kit.data.sources import BATCH_ROWS, describe, hub_revision, stream_source
+from recipe_kit.data.sources import BATCH_ROWS, describe, recorded, stream_source
 from recipe_kit.data.work import Done, Work, raise_for
 from recipe_kit.errors import DataError, FormatError
 from recipe_kit.formatters import bind, check_columns, get_formatter
@@ -45,13 +45,8 @@ def check(data: DataSection) -> None:
 def sample(source: Source, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     """The first rows of a stream, as if they were all. Raises DataError."""
     done = next(_batches(source, data, tokenizer, SAMPLE_ROWS))
-    told = {
-        **source.model_dump(exclude_none=True, exclude_defaults=True),
-        "split": source.split,
-        "resolved_revision": hub_revision(source),
-    }
     lines = datasets.Dataset(datasets.table.InMemoryTable(done.table))
-    return Prepared(lines, done.tally, told, describe(source))
+    return Prepared(lines, done.tally, recorded(source), describe(source))
 
 
 def rows(
