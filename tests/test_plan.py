@@ -657,7 +657,7 @@ def test_shipped_recipe_is_planned_as_text_and_as_json(tmp_path: Path) -> None:
         ),
         (
             ["data.eval={sample: support, limit: 4}"],
-            r"no_overlap: 4 different rows of data\.eval are training rows too",
+            r"no_overlap: rows that are measured on and trained on: 4 of data\.eval",
         ),
         (["data.streaming=true", "data.eval=null", "training.max_steps=-1"], r"set training\.max_steps"),
         (["training.optim=paged_adamw_8bit"], r"training\.optim: paged optimisers need a GPU"),
@@ -678,7 +678,7 @@ def test_proof_that_the_recipe_downgrades_is_shown_and_stops_nothing(tmp_path: P
     words = ["--set", "data.eval={sample: support, limit: 4}", "--set", "proofs.warn=[no_overlap]", "--no-quality"]
     result = run(recipe_file(tmp_path), *words)
     assert result.exit_code == 0
-    assert re.search(r"warned +no_overlap +4 different rows of data\.eval", result.stdout)
+    assert re.search(r"warned +no_overlap +rows that are measured on and trained on: 4 of data\.eval", result.stdout)
 
 
 @pytest.mark.slow
@@ -730,3 +730,12 @@ def test_recipe_for_a_gpu_can_be_planned_without_one(monkeypatch: pytest.MonkeyP
     plan = planning.build(resolve("samsum"))  # offline: neither model nor rows
     assert any("here training would stop: training.optim: paged optimisers" in note for note in plan["notes"])
     assert not any("paged" in problem for problem in judge.problems(plan))
+
+
+@pytest.mark.slow
+def test_a_sample_does_not_hide_an_overlap(tmp_path: Path) -> None:
+    result = run(
+        recipe_file(tmp_path), "--set", "data.eval={sample: support, limit: 4}", "--sample", "1", "--no-quality"
+    )
+    assert result.exit_code == 1
+    assert "rows that are measured on and trained on: 4 of data.eval" in " ".join(result.stdout.split())

@@ -382,6 +382,18 @@ def test_stream_of_rows_with_another_column_names_the_nearest(rows, chatml):
         streamed({"train": {"path": rows([{"promt": "x", "completion": "y"}])}}, chatml)
 
 
+def test_rows_unused_for_a_month_go_when_others_are_prepared(rows, prepared_anew, cache):
+    month = 31 * 24 * 3600
+    for age in (month, 60):
+        prepared_anew(rows(), max_length=1000 + age)
+        newest = max((path for path in cache.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+        os.utime(newest, (time.time() - age, time.time() - age))
+    prepared_anew(rows(), max_length=77)
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 2
+    assert prepared_anew(rows(), max_length=1060) is False
+    assert prepared_anew(rows(), max_length=1000 + month) is True
+
+
 def test_time_of_last_use_is_kept_for_cleaning_up(rows, prepared_anew, cache):
     prepared_anew(rows())
     (folder,) = [path for path in cache.iterdir() if path.is_dir()]

@@ -142,9 +142,9 @@ def test_what_a_proof_looked_at_stands_in_its_sentence(prepared):
         "only_answers_trained: ok: 5 trained turns of 3 rows are answers and nothing else",
         "one_bos: ok: <|begin_of_text|> stands where the template writes it, never twice; 3 rows",
         "no_forged_turns: ok: every control token was written by the template; 3 rows, 5 control texts refused",
-        "answers_whole: ok: 0 of 3 answers are cut off (0.0%, limit 5.0%)",
+        "answers_whole: ok: 0 of 3 rows are cut off (0.0 %, limit 5.0 %)",
         "serving_renders_the_same: ok: 3 rows give the trained token ids with the saved tokenizer",
-        "no_overlap: ok: 1 rows of data.eval, none of them among 3 training rows",
+        "no_overlap: ok: 1 of data.eval, none of them among the 3 training rows",
         "no_added_tokens: ok: 768 tokens, 768 embeddings",
     ]
 
@@ -499,7 +499,7 @@ def test_too_many_answers_cut_off_fail_those_cut_off_whole_among_them(prepared):
     assert case.splits["train"].counts.dropped == {"answer cut off whole at 24 tokens": 1}
     assert case.failed() == ["answers_whole"]
     assert str(case.verdict("answers_whole")) == (
-        "answers_whole: FAILED: 2 of 4 answers are cut off (50.0%, limit 5.0%); raise data.max_length, "
+        "answers_whole: FAILED: 2 of 4 rows are cut off (50.0 %, limit 5.0 %); raise data.max_length, "
         "set data.too_long: drop, or raise proofs.max_cut_off_share"
     )
 
@@ -517,7 +517,7 @@ def test_the_share_that_the_recipe_allows_is_allowed(prepared):
 
 def test_rows_that_are_dropped_for_their_length_are_not_cut_off(prepared):
     case = prepared([CHATS[0], LONG], max_length=24)
-    assert case.verdict("answers_whole").detail == "0 of 1 answers are cut off (0.0%, limit 5.0%)"
+    assert case.verdict("answers_whole").detail == "0 of 1 rows are cut off (0.0 %, limit 5.0 %)"
 
 
 # serving_renders_the_same
@@ -583,7 +583,7 @@ def test_a_tokenizer_that_splits_words_otherwise_once_saved_fails(prepared, save
 def test_rows_that_are_measured_on_and_trained_on_fail(prepared):
     case = prepared(eval=[{"messages": [user("Why?"), assistant("Because.")]}, CHATS[1]], test=CHATS[:2])
     assert str(case.verdict("no_overlap")) == (
-        "no_overlap: FAILED: 1 different rows of data.eval and 2 different rows of data.test are training rows too, "
+        "no_overlap: FAILED: rows that are measured on and trained on: 1 of data.eval and 2 of data.test, "
         "first eval.jsonl (train) row 2 = rows.jsonl (train) row 2; take them out of one side, or hold rows out with "
         "data.eval: {fraction: 0.05}"
     )
@@ -592,7 +592,7 @@ def test_rows_that_are_measured_on_and_trained_on_fail(prepared):
 def test_rows_that_are_held_out_do_not_overlap(prepared):
     rows = [{"messages": [user(f"{n}?"), assistant(f"{n}.")]} for n in range(10)]
     assert prepared([*rows, *rows], eval={"rows": 3}).verdict("no_overlap").detail == (
-        "3 rows of data.eval, none of them among 14 training rows"
+        "3 of data.eval, none of them among the 14 training rows"
     )
 
 
@@ -663,7 +663,7 @@ def test_a_proof_named_in_warn_is_reported_recorded_and_not_fatal(prepared):
     said = []
     record = proofs.require(case.verdicts(), said.append)
     assert said == [
-        "no_overlap: warning: 1 different rows of data.eval are training rows too, first eval.jsonl (train) row 1 = "
+        "no_overlap: warning: rows that are measured on and trained on: 1 of data.eval, first eval.jsonl (train) row 1 = "
         "rows.jsonl (train) row 1; take them out of one side, or hold rows out with data.eval: {fraction: 0.05}",
         "9 of 10 proofs hold",
     ]

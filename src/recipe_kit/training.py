@@ -6,6 +6,8 @@ The order is the message: everything that can be wrong is looked at before the m
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
 from collections import Counter
@@ -114,8 +116,14 @@ def prove(
     wired = wiring.check(
         arguments, sample, tokenizer, config, attention=recipe.model.attention, trainer_class=_Trainer
     )
-    agreed = wiring.processes_agree(train.content_sha256)
+    agreed = wiring.processes_agree(_digest(train, sample))
     return proofs.require([*verdicts, *proofs.with_fatality([*wired, agreed], recipe)], report)
+
+
+def _digest(train: data.Split, sample: datasets.Dataset) -> str:
+    """Says the same on every rank that has the same rows, in the same order, as the same token ids."""
+    ids = json.dumps(sample["input_ids"][:])
+    return hashlib.sha256(train.digests.tobytes() + ids.encode()).hexdigest()
 
 
 @dataclass
@@ -314,6 +322,8 @@ def _counts_line(split: data.Split) -> str:
     held_out = f", {counts.held_out} held out" if counts.held_out else ""
     dropped = "".join(f", {number} dropped: {reason}" for reason, number in counts.dropped.most_common())
     cut = f", {counts.truncated} truncated" if counts.truncated else ""
+    cut += f", {counts.merged_turns} with turns merged" if counts.merged_turns else ""
+    cut += "".join(f", {number} × {kind} replaced" for kind, number in counts.redacted.items())
     share = counts.trained_tokens / max(counts.tokens, 1)
     rows = f"{split.name}: {counts.kept} of {counts.read} rows{held_out}{dropped}{cut}"
     return f"{rows}; {counts.tokens:,} tokens, {share:.0%} trained"

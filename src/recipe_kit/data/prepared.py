@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 ROWS, FACTS = "rows.arrow", "facts.json"
+UNUSED_SECONDS = 30 * 24 * 3600
 IN_PROCESS_ROWS = 4 * BATCH_ROWS  # below this, starting workers costs more than it saves
 _PACKAGES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
 _OWN_SOURCES = ("data", "formatters", "labels", "quality*")
@@ -138,6 +140,7 @@ def _once(root: Path, key: str | None, write: Callable[[Path], None], report: Re
         if not (target / FACTS).is_file():
             with _locked(target, report):
                 if not (target / FACTS).is_file():
+                    _forget_unused(root)
                     _build(target, write)
         os.utime(target)  # says when it was last of use
     except OSError as error:
@@ -151,6 +154,14 @@ def _once(root: Path, key: str | None, write: Callable[[Path], None], report: Re
         target.rename(kept)
         return kept
     return target
+
+
+def _forget_unused(root: Path) -> None:
+    """Prepared rows that nothing has read for a month go when others are written; they can be made again."""
+    for facts in root.glob(f"*/{FACTS}"):
+        if time.time() - facts.parent.stat().st_mtime > UNUSED_SECONDS:
+            shutil.rmtree(facts.parent, ignore_errors=True)
+            facts.parent.with_name(f"{facts.parent.name}.lock").unlink(missing_ok=True)
 
 
 def _build(target: Path, write: Callable[[Path], None]) -> None:

@@ -194,6 +194,9 @@ def _proofs(
     shown = splits if sample is None else {name: _evenly(split, sample) for name, split in splits.items()}
     vocabulary = config.get_text_config().vocab_size if config is not None else None
     verdicts = stages.run("proofs", lambda: proofs.check(recipe, shown, tokenizer, vocab_size=vocabulary)) or []
+    if sample is not None:  # rows of the sample could overlap with rows outside it
+        overlap = proofs.no_overlap(splits)
+        verdicts = [overlap if verdict.name == overlap.name else verdict for verdict in verdicts]
     train = splits["train"]
     some = train.rows.select(proofs.spread(len(train.rows), _WIRING_ROWS))
     wired = stages.run(

@@ -107,6 +107,10 @@ def _rows(plan: Plan) -> Iterator[str]:
     for name, split in plan["splits"].items():
         for reason, number in sorted(split["dropped"].items(), key=lambda item: -item[1]):
             yield from _items(f"{name}:", [f"{number:,} dropped: {reason}"])
+        if merged := split.get("merged_turns"):
+            yield from _items(f"{name}:", [f"{merged:,} with turns of one role merged"])
+        for kind, number in split.get("redacted", {}).items():
+            yield from _items(f"{name}:", [f"{number:,} replaced: {kind}"])
 
 
 def _lengths(plan: Plan) -> Iterator[str]:
@@ -172,9 +176,9 @@ def _steps(plan: Plan) -> Iterator[str]:
         )
     ]
     if part["steps_per_epoch"] is not None:
-        table.append(("an epoch", f"{part['steps_per_epoch']:,} steps"))
+        table.append(("an epoch", _steps(part["steps_per_epoch"])))
     epochs = "" if part["epochs"] is None else f", {part['epochs']:.3g} epoch{'' if part['epochs'] == 1 else 's'}"
-    table.append(("the run", f"{part['steps']:,} steps{epochs}"))
+    table.append(("the run", f"{_steps(part['steps'])}{epochs}"))
     trained = f"{part['trained_tokens_per_step']:,} trained"
     table.append(("a step", f"{part['tokens_per_step']:,} tokens, {trained}, on average"))
     yield from _table(table)
@@ -191,6 +195,10 @@ def _parameters(plan: Plan) -> Iterator[str]:
     table.append(("trained", f"{part['trainable']:,} ({100 * part['share']:.2f} %)"))
     table.append(("saved weights", gib(part["saved_bytes"])))
     yield from _table(table)
+
+
+def _steps(number: int) -> str:
+    return f"{number:,} step{'' if number == 1 else 's'}"
 
 
 def _disk(plan: Plan) -> Iterator[str]:
@@ -215,7 +223,9 @@ def _proofs(plan: Plan) -> Iterator[str]:
     if part is None:
         yield from _left_out(plan, "proofs")
         return
-    looked_at = "all rows" if part["sample"] is None else f"at most {part['sample']:,} rows of each split"
+    streamed = any(value["key"] == "data.streaming" and value["value"] for value in plan["recipe"]["values"])
+    everything = "the first rows of each stream" if streamed else "all rows"
+    looked_at = everything if part["sample"] is None else f"at most {part['sample']:,} rows of each split"
     yield f"on {looked_at}; a proof that looks at fewer says so"
     width = max((len(verdict["name"]) for verdict in part["verdicts"]), default=0)
     for verdict in part["verdicts"]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from recipe_kit.errors import ProofError
 from recipe_kit.labels import TrainOn
-from recipe_kit.proofs.splits import answers_whole, no_added_tokens, no_overlap
+from recipe_kit.proofs.splits import answers_whole, no_added_tokens
+from recipe_kit.proofs.splits import no_overlap as no_overlap
 from recipe_kit.proofs.texts import Sample, no_forged_turns, one_bos, only_answers_trained, serving_renders_the_same
 from recipe_kit.proofs.tokens import column_proofs
 from recipe_kit.proofs.verdict import Rows

@@ -11,13 +11,12 @@ if TYPE_CHECKING:
 
 
 def answers_whole(train: Rows, limit: float) -> Verdict:
-    """Few answers are cut off by `data.max_length`."""
+    """Few rows, and with them their last answer, are cut off by `data.max_length`."""
     counts = train.counts
     gone = sum(number for reason, number in counts.dropped.items() if reason.startswith("answer cut off whole"))
     share = (counts.truncated + gone) / max(counts.kept + gone, 1)
-    detail = (
-        f"{counts.truncated + gone:,} of {counts.kept + gone:,} answers are cut off ({share:.1%}, limit {limit:.1%})"
-    )
+    cut, rows = counts.truncated + gone, counts.kept + gone
+    detail = f"{cut:,} of {rows:,} rows are cut off ({100 * share:.1f} %, limit {100 * limit:.1f} %)"
     remedy = "raise data.max_length, set data.too_long: drop, or raise proofs.max_cut_off_share"
     return Verdict("answers_whole", share <= limit, detail, "" if share <= limit else remedy)
 
@@ -33,18 +32,18 @@ def no_overlap(splits: dict[str, Any]) -> Verdict:
             continue
         common, theirs, ours = np.intersect1d(splits[name].digests, train.digests, return_indices=True)
         if len(common):
-            found.append(f"{len(common):,} different rows of data.{name}")
+            found.append(f"{len(common):,} of data.{name}")
             first = first or f", first {splits[name].place(int(theirs[0]))} = {train.place(int(ours[0]))}"
     held_out = [name for name in ("eval", "test") if name in splits]
     if found:
         return Verdict(
-            "no_overlap", False, f"{' and '.join(found)} are training rows too{first}",
+            "no_overlap", False, f"rows that are measured on and trained on: {' and '.join(found)}{first}",
             "take them out of one side, or hold rows out with data.eval: {fraction: 0.05}",
         )  # fmt: skip
-    rows = (
-        " and ".join(f"{len(splits[name].digests):,} rows of data.{name}" for name in held_out) or "no rows held out"
-    )
-    return Verdict("no_overlap", True, f"{rows}, none of them among {len(train.digests):,} training rows")
+    if not held_out:
+        return Verdict("no_overlap", True, "no rows are held out")
+    rows = " and ".join(f"{len(splits[name].digests):,} of data.{name}" for name in held_out)
+    return Verdict("no_overlap", True, f"{rows}, none of them among the {len(train.digests):,} training rows")
 
 
 def no_added_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, *, trains_embeddings: bool) -> Verdict:
