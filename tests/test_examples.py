@@ -45,6 +45,6 @@ def test_a_plain_trl_script_takes_labels_and_proofs_from_the_kit(tmp_path: Path)
     script = [sys.executable, SCRIPT, "--output", tmp_path / "out", "--max-steps", "2"]
     done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "8 rows, 208 of 450 tokens are learnt" in done.stdout
+    assert "8 rows, 261 of 473 tokens are learnt" in done.stdout
     assert "13 of 13 proofs hold" in done.stdout
     assert "train_loss" in done.stdout

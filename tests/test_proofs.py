@@ -663,8 +663,9 @@ def test_a_proof_named_in_warn_is_reported_recorded_and_not_fatal(prepared):
     said = []
     record = proofs.require(case.verdicts(), said.append)
     assert said == [
-        "no_overlap: warning: rows that are measured on and trained on: 1 of data.eval, first eval.jsonl (train) row 1 = "
-        "rows.jsonl (train) row 1; take them out of one side, or hold rows out with data.eval: {fraction: 0.05}",
+        "no_overlap: warning: rows that are measured on and trained on: 1 of data.eval, first eval.jsonl (train) "
+        "row 1 = rows.jsonl (train) row 1; take them out of one side, or hold rows out with data.eval: "
+        "{fraction: 0.05}",
         "9 of 10 proofs hold",
     ]
     assert [entry["name"] for entry in record] == NAMES

@@ -53,8 +53,8 @@ def check_method(recipe: Recipe) -> None:
         modeling.lora_config(recipe)
     if recipe.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         raise RecipeError(
-            "training.use_liger_kernel: the package liger-kernel is not installed; `pip install 'recipe-kit[kernels]'`, "
-            "or set it to false"
+            "training.use_liger_kernel: the package liger-kernel is not installed; "
+            "`pip install 'recipe-kit[kernels]'`, or set it to false"
         )
     if str(recipe.training.get("optim", "")).startswith("paged_") and modeling.uses_cpu(recipe):
         raise RecipeError("training.optim: paged optimisers need a GPU; use adamw_torch on a CPU")

@@ -53,7 +53,7 @@ def test_missing_keys_say_what_they_are_for(write: Write) -> None:
         ("trainig: {}", "trainig: not a key of a recipe; did you mean training?"),
         ("extend: a", "extend: not a key of a recipe; did you mean extends?"),
         ("zzz: 1", "zzz: not a key of a recipe; it takes name, description, model, method, data, lora, quantization, "
-         "training, evaluation, launch, publish, card, extends, profiles"),
+         "training, proofs, evaluation, launch, publish, card, extends, profiles"),
         ("evaluation: {sample: 1}", "evaluation.sample: not a key of evaluation; it belongs under data.train: did you "
          "mean data.train.sample?"),
         ("evaluation: {sampels: 1}", "evaluation.sampels: not a key of evaluation; did you mean samples?"),

@@ -176,9 +176,9 @@ def _steps(plan: Plan) -> Iterator[str]:
         )
     ]
     if part["steps_per_epoch"] is not None:
-        table.append(("an epoch", _steps(part["steps_per_epoch"])))
+        table.append(("an epoch", _in_steps(part["steps_per_epoch"])))
     epochs = "" if part["epochs"] is None else f", {part['epochs']:.3g} epoch{'' if part['epochs'] == 1 else 's'}"
-    table.append(("the run", f"{_steps(part['steps'])}{epochs}"))
+    table.append(("the run", f"{_in_steps(part['steps'])}{epochs}"))
     trained = f"{part['trained_tokens_per_step']:,} trained"
     table.append(("a step", f"{part['tokens_per_step']:,} tokens, {trained}, on average"))
     yield from _table(table)
@@ -197,7 +197,7 @@ def _parameters(plan: Plan) -> Iterator[str]:
     yield from _table(table)
 
 
-def _steps(number: int) -> str:
+def _in_steps(number: int) -> str:
     return f"{number:,} step{'' if number == 1 else 's'}"
 
 
