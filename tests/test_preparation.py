@@ -377,6 +377,11 @@ def test_what_a_stream_cannot_do_is_refused(rows, chatml, data, message):
         streamed({**{k: v for k, v in data.items() if k != "weight"}, "train": train}, chatml)
 
 
+def test_stream_in_which_no_row_matches_where_is_an_error(rows, chatml):
+    with pytest.raises(DataError, match="no rows match `where`; nothing to train on"):
+        streamed({"train": {"path": rows(), "where": {"prompt": "x"}}}, chatml)
+
+
 def test_stream_of_rows_with_another_column_names_the_nearest(rows, chatml):
     with pytest.raises(DataError, match=r"needs column 'prompt'; .* did you mean 'promt'"):
         streamed({"train": {"path": rows([{"promt": "x", "completion": "y"}])}}, chatml)

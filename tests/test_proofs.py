@@ -728,6 +728,12 @@ def test_no_proof_raises_an_alarm_on_real_rows_with_real_tokenizers(reference, n
         assert [str(verdict) for verdict in verdicts if verdict.ok is not True] == []
 
 
+def test_rows_that_a_stream_leaves_out_are_no_overlap(prepared):
+    case = prepared(eval=CHATS[:1], streaming=True)
+    assert case.failed() == []
+    assert case.verdict("no_overlap").detail == "rows that are measured on are left out of the stream"
+
+
 # What once went unnoticed, or raised an alarm for nothing
 
 

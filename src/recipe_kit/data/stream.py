@@ -44,7 +44,9 @@ def check(data: DataSection) -> None:
 
 def sample(source: Source, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     """The first rows of a stream, as if they were all. Raises DataError."""
-    done = next(_batches(source, data, tokenizer, SAMPLE_ROWS))
+    done = next(_batches(source, data, tokenizer, SAMPLE_ROWS), None)
+    if done is None:
+        raise DataError(f"{describe(source)}: no rows{' match `where`' if source.where else ''}; nothing to train on")
     lines = datasets.Dataset(datasets.table.InMemoryTable(done.table))
     return Prepared(lines, done.tally, recorded(source), describe(source))
 

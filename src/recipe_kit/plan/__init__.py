@@ -194,7 +194,7 @@ def _proofs(
     shown = splits if sample is None else {name: _evenly(split, sample) for name, split in splits.items()}
     vocabulary = config.get_text_config().vocab_size if config is not None else None
     verdicts = stages.run("proofs", lambda: proofs.check(recipe, shown, tokenizer, vocab_size=vocabulary)) or []
-    if sample is not None:  # rows of the sample could overlap with rows outside it
+    if sample is not None and not recipe.data.streaming:  # rows of the sample could overlap with rows outside it
         overlap = proofs.no_overlap(splits)
         verdicts = [overlap if verdict.name == overlap.name else verdict for verdict in verdicts]
     train = splits["train"]
