@@ -12,19 +12,7 @@ from recipe_kit import labels
 from recipe_kit.errors import LabelError
 from recipe_kit.labels import IGNORED, encode, render_spans
 from recipe_kit.labels.shapes import learn, outline
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text, **marks):
-    return {"role": "assistant", "content": text, **marks}
-
+from turns import assistant, system, user
 
 SHORT = {"messages": [user("Hi"), assistant("Hello!")]}
 LONG = {

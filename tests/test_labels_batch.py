@@ -28,6 +28,7 @@ from test_labels_templates import (
     read,
 )
 from test_tokenizer import NAMES, oracle
+from turns import assistant, system, user
 
 ENCODING = importlib.import_module("recipe_kit.labels.encode")  # the package has a function of this name
 TRAIN_ON = ["assistant", "last_assistant", "all"]
@@ -43,18 +44,6 @@ READS_MESSAGES = (
     "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text, **marks):
-    return {"role": "assistant", "content": text, **marks}
 
 
 def outcomes(results):

@@ -20,24 +20,13 @@ from recipe_kit.modeling import load_tokenizer
 from recipe_kit.proofs import Verdict, tokens
 from recipe_kit.recipe import ModelSection, Recipe
 from recipe_kit.recipe.schema import ProofName
+from turns import assistant, system, user
 
 STYLES = ["chatml", "llama3", "llama2", "tinyllama"]
 NAMES = [
     "answers_trained", "end_of_turn_trained", "padding_not_trained", "only_answers_trained", "one_bos",
     "no_forged_turns", "answers_whole", "serving_renders_the_same", "no_overlap", "no_added_tokens",
 ]  # fmt: skip
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text, **marks):
-    return {"role": "assistant", "content": text, **marks}
 
 
 CHATS = [
