@@ -24,7 +24,7 @@ ALLOWED = {
     "run_dir": set(),
     "launch": {"catalog"},
     "recipe": {"catalog"},
-    "validation": {"recipe", "formatters"},
+    "validation": {"recipe", "formatters", "metrics"},
     "labels": set(),
     "local_models": {"catalog"},
     "proofs": {"labels", "recipe"},
@@ -36,16 +36,26 @@ ALLOWED = {
     "data": {"catalog", "labels", "local_models", "formatters", "quality", "recipe"},
     "modeling": {"local_models", "recipe"},
     "progress": set(),
-    "evaluation": {"data", "modeling", "labels", "run_dir", "recipe"},
+    "metrics": {"formatters", "quality", "registry", "run_dir"},
+    "page": set(),
+    "evaluation": {
+        *("data", "labels", "local_models", "metrics", "modeling", "preview", "progress", "provenance", "recipe"),
+        "run_dir",
+    },
     "provenance": {"data", "modeling", "formatters", "recipe", "run_dir"},
     "training": {
         *("arguments", "data", "evaluation", "modeling", "progress", "proofs", "provenance", "recipe", "run_dir"),
         "wiring",
     },
     "doctor": {"local_models"},
+    "report": {"page", "run_dir"},
+    "trials": {"recipe", "run_dir"},
+    "comparison": {"metrics", "page", "recipe", "run_dir", "trials"},
+    "sweep": {"comparison", "page", "recipe", "run_dir", "trials"},
+    "chat": {"evaluation", "labels", "modeling", "recipe", "run_dir"},
     "cli": {
         *("catalog", "data", "doctor", "evaluation", "formatters", "launch", "modeling", "plan", "preview", "recipe"),
-        *("run_dir", "training", "validation"),
+        *("chat", "comparison", "report", "run_dir", "sweep", "training", "trials", "validation"),
     },
     "__main__": {"cli"},
     "__init__": {"*"},  # names resolved on first use
@@ -54,7 +64,8 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "bits
 LIGHT = ["recipe_kit", "recipe_kit.formatters", "recipe_kit.recipe", "recipe_kit.cli", "recipe_kit.launch",
          "recipe_kit.run_dir", "recipe_kit.registry", "recipe_kit.validation", "recipe_kit.labels",
          "recipe_kit.local_models", "recipe_kit.doctor", "recipe_kit.testing", "recipe_kit.proofs",
-         "recipe_kit.quality", "recipe_kit.preview"]  # fmt: skip
+         "recipe_kit.quality", "recipe_kit.preview", "recipe_kit.metrics", "recipe_kit.page",
+         "recipe_kit.report", "recipe_kit.comparison", "recipe_kit.sweep", "recipe_kit.trials"]  # fmt: skip
 
 
 def part_of(path: Path) -> str:

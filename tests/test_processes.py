@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -77,6 +78,59 @@ def test_train_with_two_processes_on_a_cpu_really_starts_two(tmp_path: Path) -> 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert finished(tmp_path, "samsum")[1]["processes"] == 2
+
+
+@pytest.mark.reference
+def test_200_real_rows_score_the_same_padded_packed_and_on_two_processes(reference: Path, tmp_path: Path) -> None:
+    """LlamaFactory #2140: ROUGE differed from rouge_score; the loss is that of a float64 loop over single rows."""
+    import torch
+    from rouge_score.rouge_scorer import RougeScorer
+
+    from recipe_kit import data, modeling
+    from recipe_kit.recipe import load_recipe
+
+    rows = reference / "data" / "customer_support.train.jsonl"
+    changes = [
+        f"data.test={{path: {rows}, limit: 200}}", "data.eval=null", "evaluation.limit=null", "evaluation.max_new_tokens=12",
+        "training.max_steps=2", "data.max_length=2048", "method=lora", "quantization=null", "evaluation.prompts=[]",
+    ]  # fmt: skip
+    recipe = load_recipe("customer_support", profiles=["smoke"], overrides=changes)
+    train = [
+        BIN / "recipe-kit", "train", "customer_support", "--profile", "smoke", "--runs-dir", tmp_path,
+        *(word for change in changes for word in ("--set", change)),
+    ]  # fmt: skip
+    assert start(*train).returncode == 0
+    run, _ = finished(tmp_path, "customer_support")
+    found = {}
+    for name, words in (("padded", []), ("packed", ["--packed"]), ("two", ["--num-processes", "2"])):
+        done = start(BIN / "recipe-kit", "eval", run, "--json", "--fresh", *words)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[name] = json.loads(done.stdout)
+        assert found[name]["processes"] == (2 if name == "two" else 1)
+
+    tokenizer = modeling.load_tokenizer(recipe.model)
+    prepared = data.prepare(recipe.data, tokenizer, splits=["test"])["test"].rows
+    model = modeling.load_model(recipe, tokenizer, "float32").double().eval()
+    total, count = 0.0, 0
+    for row in prepared:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+        targets = torch.tensor(row["labels"][1:])
+        losses = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+        total, count = total + losses.item(), count + int((targets != -100).sum())
+    expected = math.exp(total / count)
+    for metrics in found.values():
+        assert metrics["rows"] == 200 and metrics["base"]["tokens"] == count
+        assert metrics["scores"]["perplexity"]["base"]["value"] == pytest.approx(expected, rel=1e-4)
+        assert metrics["scores"].keys() == found["padded"]["scores"].keys()
+        assert metrics["scores"]["rouge1"] == found["padded"]["scores"]["rouge1"]
+    scorer = RougeScorer(["rouge1", "rougeLsum"], use_stemmer=True)
+    lines = run_dir.read_lines(run / run_dir.SCORES)
+    assert len(lines) == 200
+    for line in lines:
+        scores = scorer.score(line["reference"], line["base"]["text"])
+        assert line["base"]["scores"]["rouge1"] == scores["rouge1"].fmeasure
+        assert line["base"]["scores"]["rougeLsum"] == scores["rougeLsum"].fmeasure
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])

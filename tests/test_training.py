@@ -64,7 +64,7 @@ def test_a_finished_run_holds_recipe_numbers_samples_and_adapter(tmp_path: Path)
         "tokenizer_config.json",
     ]  # fmt: skip
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
-    assert [set(sample) for sample in samples] == [{"prompt", "reference", "base", "tuned"}] * 2
+    assert [set(sample) for sample in samples] == [{"kind", "prompt", "reference", "base", "tuned", "pieces"}] * 2
 
 
 def test_the_log_has_a_line_a_step_with_loss_speed_and_memory(tmp_path: Path) -> None:

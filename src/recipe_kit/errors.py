@@ -12,6 +12,7 @@ keeps its traceback.
     ├── LabelError         a conversation cannot be turned into labels that can be trusted
     ├── ProofError         a proof about rows, tokens or trainer failed before the first step
     ├── ModelError         a model or tokenizer cannot be found, loaded or combined with the method
+    ├── MetricError        a metric gives no score: wrong options, no reference, or its code failed
     ├── LaunchError        the training processes cannot be started, or one of them failed
     └── RunError           a run folder is missing, unfinished, or cannot be written
 """
@@ -77,6 +78,10 @@ class ProofError(RecipeKitError):
 
 class ModelError(RecipeKitError):
     """A model or its tokenizer cannot be found, loaded, or combined with the chosen method."""
+
+
+class MetricError(RecipeKitError):
+    """A metric gives no score that can be trusted; the other metrics are not touched by it."""
 
 
 class LaunchError(RecipeKitError):

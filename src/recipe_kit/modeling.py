@@ -209,15 +209,35 @@ def check_targets(model: PreTrainedModel, config: peft.LoraConfig) -> None:
         )
 
 
-def load_tuned(recipe: Recipe, weights: Path, tokenizer: PreTrainedTokenizerBase, precision: str) -> PreTrainedModel:
-    """The model of a finished run: the base with its adapter attached, or the full weights."""
+def load_tuned(
+    recipe: Recipe,
+    weights: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    precision: str,
+    *,
+    quantize: bool | None = None,
+) -> PreTrainedModel:
+    """The model of a finished run: the base with its adapter attached, or the full weights.
+
+    `quantize` says whether in 4 bits; None as it was trained.
+    """
     if recipe.method == "full":
         tuned = recipe.model_copy(
             update={"model": recipe.model.model_copy(update={"id": str(weights), "revision": None})}
         )
-        return load_model(tuned, tokenizer, precision)
-    base = load_model(recipe, tokenizer, precision)
+        return load_model(tuned, tokenizer, precision, quantize=quantize)
+    base = load_model(recipe, tokenizer, precision, quantize=quantize)
     return peft.PeftModel.from_pretrained(base, weights)
+
+
+def identity(model: ModelSection) -> str:
+    """Says the same for the same weights: the commit of a Hub model, or names, sizes and times of a folder's files."""
+    folder = local_folder(model.id) or (Path(model.id) if Path(model.id).is_dir() else None)
+    if folder is None:
+        return f"{model.id}@{getattr(load_config(model), '_commit_hash', None)}"
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return f"{model.id}@{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,24 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Countdown:
+    """Says how far a long piece of work is and how long the rest will take, at most every ten seconds."""
+
+    def __init__(self, what: str, total: int, report: Callable[[str], None], *, every: float = 10.0) -> None:
+        self.what, self.total, self.report, self.every = what, total, report, every
+        self.done = 0
+        self.started = self.said = time.monotonic()
+
+    def step(self, count: int) -> None:
+        """`count` more are done."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.said >= self.every and self.done < self.total:
+            left = (now - self.started) / self.done * (self.total - self.done)
+            self.report(f"{self.what}: {self.done:,} of {self.total:,}, left {duration(left)}")
+            self.said = now
 
 
 class ProgressLog(TrainerCallback):  # type: ignore[misc]

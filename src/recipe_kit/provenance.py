@@ -14,6 +14,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -49,7 +50,7 @@ def run_info(
         "started_at": now(),
         "command": [without_tokens(word) for word in command],
         "git_commit": _git_commit(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(),
         "hardware": _hardware(recipe),
         "processes": processes,
         "seed": int(recipe.training.get("seed", 42)),
@@ -62,6 +63,7 @@ def run_info(
                     "sources": split.sources,
                     **split.counts.as_dict(),
                     "content_sha256": split.content_sha256,
+                    "lengths": lengths(split),
                 }
                 for split in splits.values()
             },
@@ -69,8 +71,23 @@ def run_info(
     }
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def lengths(split: data.Split) -> dict[str, list[int]]:
+    """Histograms over rows: `tokens` and `trained` count the rows between each of `edges` and the next."""
+    batches = split.rows.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=1000)
+    tokens = np.concatenate([batch["input_ids"].combine_chunks().value_lengths().to_numpy() for batch in batches])
+    trained = np.asarray(split.details.select_columns(["trained"]).with_format("numpy")["trained"][:])
+    width = max(1, -(-int(tokens.max()) // 24))
+    edges = np.arange(0, int(tokens.max()) + width + 1, width)
+    return {
+        "edges": edges.tolist(),
+        "tokens": np.histogram(tokens, edges)[0].tolist(),
+        "trained": np.histogram(trained, edges)[0].tolist(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide what a number is."""
+    found = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)

@@ -5,7 +5,10 @@
       run.json             what happened: RunInfo
       training_log.jsonl   one line per logged step
       metrics.json         base against tuned on the held-out rows: Metrics
-      samples.jsonl        one held-out prompt a line with both answers and the reference
+      scores.jsonl         one held-out row a line: what both models made of it
+      samples.jsonl        one prompt a line with both answers and the reference, to read
+      judge.jsonl          one pair of answers a line, where a judge was asked
+      report.html          the page that `recipe-kit report` writes
       adapter/ or model/   what was learnt, with tokenizer and chat template: plain PEFT or transformers
       checkpoints/         for --resume
       tensorboard/         curves
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
@@ -29,7 +33,10 @@ RECIPE = "recipe.yaml"
 RUN = "run.json"
 LOG = "training_log.jsonl"
 METRICS = "metrics.json"
+SCORES = "scores.jsonl"
 SAMPLES = "samples.jsonl"
+JUDGE = "judge.jsonl"
+REPORT = "report.html"
 ADAPTER = "adapter"
 MODEL = "model"
 CHECKPOINTS = "checkpoints"
@@ -72,16 +79,59 @@ class Score(TypedDict):
     tokens: int
 
 
+class Estimate(TypedDict):
+    """A number measured on a sample of rows, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ScoreEntry(TypedDict):
+    """One score of both models on the same rows."""
+
+    label: str
+    base: Estimate
+    tuned: Estimate
+    difference: Estimate  # tuned - base, paired: the same resampled rows
+    higher_is_better: bool | None  # None where neither is
+    rows: int
+    tuned_better: int  # rows; where neither is better, rows on which the tuned model's score is higher
+    base_better: int
+    ties: int
+    p_value: float  # two-sided sign test over rows, ties left out
+    settings: Mapping[str, Any]  # what decides the number: package, version, options
+    note: NotRequired[str]  # why it says little about these rows
+
+
+class Group(TypedDict):
+    """The scores of some of the held-out rows."""
+
+    rows: int
+    scores: dict[str, ScoreEntry]
+
+
 class Metrics(TypedDict):
     """What `metrics.json` holds: both models on the same rows, in the same precision."""
 
+    schema_version: int
+    evaluated_at: str
+    versions: dict[str, str]
+    processes: int
     split: str
     rows: int
     content_sha256: str
     precision: str
     base: NotRequired[Score]
     tuned: NotRequired[Score]
-    generation: dict[str, Any]
+    generation: dict[str, Any]  # answers, max_new_tokens, do_sample, stop_token_ids, batch_size, seconds
+    base_from_cache: bool
+    seconds: dict[str, float]  # by model
+    scores: dict[str, ScoreEntry]
+    groups: dict[str, Group]  # held-out rows whose answers are also training answers, and the others
+    problems: list[str]  # what could not be measured and why, a sentence each
+    judge: NotRequired[dict[str, Any]]
+    lm_eval: NotRequired[dict[str, Any]]
 
 
 def create(runs_dir: Path, name: str) -> Path:
@@ -169,6 +219,18 @@ def weights(run: Path, method: str) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Write beside and move into place: a reader sees the old file or the new one, never half of one."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_lines(path: Path, lines: Iterable[Any]) -> None:
+    """Write one JSON value a line, beside and moved into place."""
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The JSON values of a file that has one a line; [] for a file that is not there."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def write_text(path: Path, text: str) -> None:

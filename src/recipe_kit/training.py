@@ -62,6 +62,7 @@ def train(
     precision = modeling.choose_precision(recipe, notes)
     arguments = training_arguments(recipe, precision)
     check_method(recipe)
+    evaluation.check(recipe)
     if state.is_main_process:
         run_dir.check_writable(runs_dir)
     continued = _find_resumed(recipe, runs_dir, resume)
@@ -266,7 +267,7 @@ def _save(trainer: trl.SFTTrainer, tokenizer: PreTrainedTokenizerBase, folder: P
 
 
 def _evaluate(trainer: trl.SFTTrainer, job: _Job) -> None:
-    held_out = job.splits.get("test") or job.splits.get("eval")
+    held_out = job.splits.get(evaluation.split_name(job.recipe))
     if held_out is None or not job.recipe.evaluation.after_training:
         return
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
@@ -276,7 +277,10 @@ def _evaluate(trainer: trl.SFTTrainer, job: _Job) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.accelerator.free_memory()
-    evaluation.measure(job.run, job.recipe, job.tokenizer, model, held_out, job.precision, report=job.report)
+    train = None if job.recipe.data.streaming else job.splits["train"]
+    evaluation.measure(
+        job.run, job.recipe, job.tokenizer, model, held_out, job.precision, train=train, report=job.report
+    )
 
 
 def _find_resumed(recipe: Recipe, runs_dir: Path, resume: bool | str | Path) -> Path | None:

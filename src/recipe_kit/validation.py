@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from recipe_kit.errors import FormatError, Problem, RecipeError, RegistryError
+from recipe_kit import metrics
+from recipe_kit.errors import FormatError, MetricError, Problem, RecipeError, RegistryError
 from recipe_kit.formatters import check_options, get_formatter
 from recipe_kit.recipe import FormatterSpec, Origin, Recipe, Resolved, check_profiles, resolve
 
@@ -22,17 +23,27 @@ def validate(source: str | Path, *, profiles: Sequence[str] = (), overrides: Seq
         variants = [resolve(source, profiles=chosen, overrides=overrides) for chosen in choices]
     except RecipeError as error:
         return error.problems
-    return list(dict.fromkeys(problem for resolved in variants for problem in _formatter_problems(resolved)))
+    return list(dict.fromkeys(problem for resolved in variants for problem in _named_problems(resolved)))
 
 
-def _formatter_problems(resolved: Resolved) -> Iterator[Problem]:
-    """What is wrong with the formatters a recipe names: unknown, not importable, or given options they do not take."""
+def _named_problems(resolved: Resolved) -> Iterator[Problem]:
+    """What is wrong with the formatters and metrics a recipe names: unknown, not importable, or wrong options."""
     for key, spec in _formatters(resolved.recipe):
         try:
             check_options(get_formatter(spec.name), spec.options)
         except (RegistryError, FormatError) as error:
-            origin = resolved.origins.get(f"{key}.name", Origin("default", file=resolved.source))
-            yield origin.problem(str(error), tuple(key.split(".")))
+            yield _problem(resolved, key, error)
+    for index, metric in enumerate(resolved.recipe.evaluation.metrics):
+        try:
+            metrics.check_options(metrics.get_metric(metric.name), metric.options)
+        except (RegistryError, MetricError) as error:
+            yield _problem(resolved, f"evaluation.metrics.{index}", error)
+
+
+def _problem(resolved: Resolved, key: str, error: Exception) -> Problem:
+    keys = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+    origin = resolved.origins.get(f"{key}.name", Origin("default", file=resolved.source))
+    return origin.problem(str(error), keys)
 
 
 def _formatters(recipe: Recipe) -> Iterator[tuple[str, FormatterSpec]]:

@@ -6,12 +6,16 @@ import click
 
 import recipe_kit
 from recipe_kit.cli._common import Sentences
+from recipe_kit.cli.chat import chat
+from recipe_kit.cli.compare import compare
 from recipe_kit.cli.doctor import doctor
 from recipe_kit.cli.eval import eval_
 from recipe_kit.cli.formatters import formatters
 from recipe_kit.cli.plan import plan
 from recipe_kit.cli.preview import preview
 from recipe_kit.cli.recipes import diff, list_, new, schema, show, validate
+from recipe_kit.cli.report import report
+from recipe_kit.cli.sweep import sweep
 from recipe_kit.cli.train import train
 
 
@@ -28,10 +32,16 @@ def main() -> None:
     recipe-kit preview mine.yaml               the tokens it will learn
     recipe-kit train mine.yaml                 train, measure, compare with the base model
     recipe-kit eval runs/mine/latest           measure again
+    recipe-kit report runs/mine/latest         all of a run on one page
+    recipe-kit chat runs/mine/latest           talk to it, beside its base
+    recipe-kit compare runs/a runs/b           one table over several runs
+    recipe-kit sweep mine.yaml --over lora.r=8,16
 
     Shell completion: eval "$(_RECIPE_KIT_COMPLETE=bash_source recipe-kit)" (or zsh_source, fish_source).
     """
 
 
-for command in (list_, new, show, diff, validate, plan, schema, formatters, preview, train, eval_, doctor):
+for command in (
+    list_, new, show, diff, validate, plan, schema, formatters, preview, train, eval_, report, compare, sweep, chat, doctor,
+):  # fmt: skip
     main.add_command(command)

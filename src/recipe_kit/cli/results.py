@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -14,30 +13,62 @@ from recipe_kit.cli._common import table
 
 
 def show_results(run: Path, *, samples: int = 4) -> None:
-    """Print the run folder, the table, and a few held-out prompts with both answers."""
+    """Print the run folder, the scores, and a few prompts with both answers."""
     if (run / run_dir.METRICS).is_file():
-        click.echo(metrics_table(run_dir.read_metrics(run)))
-    path = run / run_dir.SAMPLES
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    for line in lines[:samples]:
+        metrics = run_dir.read_metrics(run)
+        click.echo(metrics_table(metrics))
+        for problem in metrics.get("problems", []):
+            click.echo(f"not measured: {problem}")
+    lines = run_dir.read_lines(run / run_dir.SAMPLES)
+    # Some held-out prompts and some of the recipe's own, as many of each as there are.
+    own = [line for line in lines if line.get("kind") == "prompt"][: samples // 2]
+    held_out = [line for line in lines if line.get("kind") != "prompt"][: samples - len(own)]
+    for line in [*held_out, *own]:
         click.echo("\n" + side_by_side(line))
-    if len(lines) > samples:
-        click.echo(f"\n{len(lines) - samples} more in {path}")
+    if len(lines) > len(held_out) + len(own):
+        click.echo(f"\n{len(lines) - len(held_out) - len(own)} more in {run / run_dir.SAMPLES}")
     click.echo(f"\n{run}")
 
 
 def metrics_table(metrics: run_dir.Metrics) -> str:
-    """The base's and the tuned model's loss and perplexity on the same rows."""
+    """Every score of base and tuned model on the same rows, with 95 % intervals over rows; groups of rows after it."""
     heading = f"{metrics['rows']} held-out rows ({metrics['split']}), weights in {metrics['precision']}"
-    if "base" not in metrics or "tuned" not in metrics:
-        return heading
-    base, tuned = metrics["base"], metrics["tuned"]
-    rows = [
-        ("", "base", "tuned"),
-        ("perplexity", f"{base['perplexity']:.2f}", f"{tuned['perplexity']:.2f}"),
-        ("loss (nats/token)", f"{base['loss']:.3f}", f"{tuned['loss']:.3f}"),
-    ]
-    return f"{heading}, {base['tokens']:,} answer tokens\n{table(rows)}"
+    if "tuned" in metrics:
+        heading += f", {metrics['tuned']['tokens']:,} answer tokens"
+    parts = [heading]
+    if metrics.get("scores"):
+        parts.append(_scores(metrics["scores"]))
+        parts.append("[95 % interval over rows]; p: sign test over rows")
+    for name, group in metrics.get("groups", {}).items():
+        parts.append(f"\n{name}: {group['rows']} rows\n{_scores(group['scores'])}")
+    return "\n".join(parts)
+
+
+def _scores(scores: dict[str, run_dir.ScoreEntry]) -> str:
+    rows: list[tuple[str, ...]] = [("", "base", "tuned", "difference", "tuned better on")]
+    for entry in scores.values():
+        digits = _digits(entry)
+        better = f"{entry['tuned_better']}/{entry['rows']} rows, p {_p(entry['p_value'])}"
+        base, tuned = _estimate(entry["base"], digits), _estimate(entry["tuned"], digits)
+        difference = _estimate(entry["difference"], digits, signed=True)
+        rows.append((entry["label"], base, tuned, difference, "" if entry["higher_is_better"] is None else better))
+    return table(rows)
+
+
+def _digits(entry: run_dir.ScoreEntry) -> int:
+    """Decimals that tell the two apart: three for shares of one, fewer for large numbers."""
+    largest = max(abs(entry["base"]["value"]), abs(entry["tuned"]["value"]))
+    return 3 if largest <= 1.5 else 2 if largest < 1000 else 0
+
+
+def _estimate(estimate: run_dir.Estimate, digits: int, *, signed: bool = False) -> str:
+    numbers = (estimate["value"], estimate["low"], estimate["high"])
+    value, low, high = (f"{number:{'+' if signed else ''},.{digits}f}" for number in numbers)
+    return f"{value} [{low}, {high}]"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
 def side_by_side(line: dict[str, Any], width: int = 100) -> str:
@@ -48,6 +79,7 @@ def side_by_side(line: dict[str, Any], width: int = 100) -> str:
         ("tuned", line["tuned"]["text"]),
         ("reference", line["reference"]),
     ]
+    parts = [(label, text) for label, text in parts if text is not None]
     return "\n".join(_labelled(label, text, width) for label, text in parts)
 
 

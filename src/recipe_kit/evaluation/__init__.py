@@ -2,40 +2,58 @@
 
 from __future__ import annotations
 
-import gc
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recipe_kit import data, modeling, run_dir
-from recipe_kit.errors import DataError, RunError
-from recipe_kit.evaluation import generation, perplexity
+from recipe_kit import data, modeling, preview, provenance, run_dir
+from recipe_kit.errors import DataError, RecipeKitError, RunError
+from recipe_kit.evaluation import generation, judge, lm_tasks, scoring
+from recipe_kit.evaluation.questions import learnt_texts, questions
+from recipe_kit.evaluation.scoring import ModelResults
+from recipe_kit.evaluation.work import Report, Work, measure_both
+from recipe_kit.evaluation.work import inference as inference
 from recipe_kit.labels import IGNORED
+from recipe_kit.metrics import check_options, get_metric
 from recipe_kit.recipe import Recipe, load_recipe
 from recipe_kit.run_dir import Metrics
 
-Report = Callable[[str], None]
+PRECISIONS = ("float32", "bfloat16", "float16", "nf4")
 
 
 def evaluate(
-    run: str | Path, *, split: str | None = None, limit: int | None = None, report: Report = lambda text: None
+    run: str | Path,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    precision: str | None = None,
+    packed: bool = False,
+    fresh: bool = False,
+    overrides: Iterable[str] = (),
+    report: Report = lambda text: None,
 ) -> Metrics:
-    """Measure a finished run again from its folder, and rewrite its `metrics.json` and `samples.jsonl`.
+    """Measure a finished run again from its folder, and rewrite its evaluation files; called by every rank.
 
-    `split` is `test` or `eval`; by default `test` where the recipe names one. A QLoRA run is measured with its base in
-    4 bits, as it was trained. Raises RunError for a run that did not finish, DataError when the held-out rows are not
-    the ones the run recorded.
+    `split` is `test` or `eval`; by default what the recipe says. A QLoRA run is measured with its base in 4 bits, as
+    it was trained; `precision` (one of PRECISIONS) measures any run another way. `packed` takes perplexity over rows
+    laid one after another; `fresh` measures the base model anew where its results are kept. `overrides` change values
+    of the recipe's `evaluation` section, as `evaluation.limit=100`. Raises RunError for a run that did not finish,
+    DataError when the held-out rows are not the ones the run recorded.
     """
     folder = run_dir.find(run)
     info = run_dir.require_finished(folder)
-    recipe = load_recipe(folder / run_dir.RECIPE)
-    notes: list[str] = []
-    precision = modeling.choose_precision(recipe, notes)
+    overrides = tuple(overrides)
+    if other := [text for text in overrides if not text.startswith("evaluation.")]:
+        raise RunError(f"--set {other[0]}: a finished run cannot be changed; set values of `evaluation` only")
+    recipe = load_recipe(folder / run_dir.RECIPE, overrides=overrides)
+    check(recipe)
+    PartialState(cpu=modeling.uses_cpu(recipe))  # the ranks know of each other from here on
+    quantize = recipe.method == "qlora" if precision is None else precision == "nf4"
+    if precision in (None, "nf4"):
+        precision = modeling.choose_precision(recipe, [])
     tokenizer = modeling.load_tokenizer(_saved_tokenizer(recipe, folder, info["method"]))
     held_out = held_out_split(recipe, tokenizer, split)
     if held_out is None:
@@ -46,15 +64,35 @@ def evaluate(
             f"data.{held_out.name}: the held-out rows have changed since this run was trained "
             f"({recorded[:12]} then, {held_out.content_sha256[:12]} now); restore them, or train again"
         )
+    train = None if recipe.data.streaming else data.prepare(recipe.data, tokenizer, splits=("train",))["train"]
     report("loading the tuned model")
-    tuned = modeling.load_tuned(recipe, run_dir.weights(folder, recipe.method), tokenizer, precision)
-    return measure(folder, recipe, tokenizer, tuned, held_out, precision, limit=limit, report=report)
+    weights = run_dir.weights(folder, recipe.method)
+    tuned = modeling.load_tuned(recipe, weights, tokenizer, precision, quantize=quantize)
+    return measure(
+        folder, recipe, tokenizer, tuned, held_out, precision,
+        train=train, limit=limit, quantize=quantize, packed=packed, fresh=fresh, report=report,
+    )  # fmt: skip
+
+
+def check(recipe: Recipe) -> None:
+    """The metrics a recipe names exist, take their options, and their packages are installed; loads no model.
+
+    Raises a RecipeKitError.
+    """
+    for metric in recipe.evaluation.metrics:
+        check_options(get_metric(metric.name), metric.options)
+    if recipe.evaluation.lm_eval is not None:
+        lm_tasks.check(recipe.evaluation.lm_eval.tasks)
+
+
+def split_name(recipe: Recipe) -> str:
+    """Which split a recipe is measured on, whether or not it has one."""
+    return recipe.evaluation.split or ("test" if recipe.data.test is not None else "eval")
 
 
 def held_out_split(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> data.Split | None:
-    """The rows to measure on: the split asked for, else `test`, else `eval`; None when the recipe has neither."""
-    if name is None:
-        name = "test" if recipe.data.test is not None else "eval"
+    """The rows to measure on: the split asked for, or the recipe's; None when there is no such split."""
+    name = name or split_name(recipe)
     if getattr(recipe.data, name) is None:
         return None
     return data.prepare(recipe.data, tokenizer, splits=(name,))[name]
@@ -68,76 +106,73 @@ def measure(
     held_out: data.Split,
     precision: str,
     *,
+    train: data.Split | None = None,
     limit: int | None = None,
+    quantize: bool | None = None,
+    packed: bool = False,
+    fresh: bool = False,
     report: Report = lambda text: None,
 ) -> Metrics:
     """Score base and tuned model on `held_out` and write the run's evaluation files.
 
-    Several ranks share the rows; sums and answers are gathered, and the first rank writes. For an adapter the base is
-    the same model with the adapter switched off; for full weights it is loaded anew after `tuned` was measured.
+    Several ranks share the rows; sums and answers are gathered, and the first rank writes. With `train`, answers that
+    were also learnt are reported apart from the others. What fails on the way (a metric, a judge, a prompt that is too
+    long) is a sentence among `problems`; everything else is kept.
     """
-    from accelerate import PartialState
-
-    state = PartialState()
     settings = recipe.evaluation
     count = min(value for value in (len(held_out.rows), limit, settings.limit) if value is not None)
     rows = held_out.rows.select(range(count))
-    chats = _sample_prompts(held_out.examples[:count], settings.samples)
-    ends = {labels[-1] for labels in ([t for t in row if t != IGNORED] for row in rows["labels"][:64]) if labels}
-    stop_ids = generation.stop_token_ids(tuned, tokenizer, ends)
-    mine = list(range(state.process_index, count, state.num_processes))
-    my_chats = list(range(state.process_index, len(chats), state.num_processes))
-    results: dict[str, dict[str, Any]] = {}
-
-    for which, model in _both(recipe, tokenizer, tuned, precision):
-        report(f"measuring the {which} model on {count} held-out rows")
-        sums = (
-            [perplexity.loss_sum(model, rows[i]["input_ids"], rows[i]["labels"]) for i in mine]
-            if settings.perplexity
-            else []
-        )
-        answers = generation.answer(
-            model, tokenizer, [chats[i][0] for i in my_chats],
-            stop_ids=stop_ids, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size,
-        )  # fmt: skip
-        results[which] = {
-            "sums": _gather(state, sums),
-            "answers": dict(_gather(state, list(zip(my_chats, answers, strict=True)))),
-        }
-
+    asked, has_prompts = questions(recipe, tokenizer, held_out, count)
+    trained = ([token for token in row if token != IGNORED] for row in rows["labels"][:64])
+    stop_ids = generation.stop_token_ids(tuned, tokenizer, {row[-1] for row in trained if row})
+    quantize = recipe.method == "qlora" if quantize is None else quantize
+    work = Work(recipe, tokenizer, rows, asked, stop_ids, precision, quantize, packed, report)
+    if settings.metrics and not has_prompts:
+        work.problems.append("metrics: these rows are plain text, without prompts to answer; only perplexity is taken")
+    results, base_was_known = measure_both(work, tuned, fresh=fresh)
+    seen = None if train is None else _seen(train, held_out, count, recipe)
+    found = scoring.all_scores(results["base"], results["tuned"], asked, seen, settings, count, work.problems)
     metrics: Metrics = {
+        "schema_version": 2,
+        "evaluated_at": provenance.now(),
+        "versions": provenance.versions(),
+        "processes": work.state.num_processes,
         "split": held_out.name,
         "rows": count,
         "content_sha256": held_out.content_sha256,
-        "precision": "nf4" if recipe.method == "qlora" else precision,
-        "generation": {"max_new_tokens": settings.max_new_tokens, "do_sample": False, "stop_token_ids": stop_ids},
+        "precision": work.label,
+        **found.losses,  # type: ignore[typeddict-item]
+        "generation": {
+            "answers": sum(question.row is not None for question in asked),
+            "max_new_tokens": settings.max_new_tokens,
+            "do_sample": False,
+            "stop_token_ids": stop_ids,
+            "batch_size": settings.batch_size,
+            "seed": settings.seed,
+        },
+        "base_from_cache": base_was_known,
+        "seconds": {which: result.seconds for which, result in results.items()},
+        "scores": found.scores,
+        "groups": found.groups,
+        "problems": work.problems,
     }
-    if settings.perplexity:
-        for which in ("base", "tuned"):
-            sums = results[which]["sums"]
-            total, tokens = sum(loss for loss, _ in sums), sum(number for _, number in sums)
-            metrics[which] = perplexity.score(total, tokens)  # type: ignore[literal-required]
-    if state.is_main_process:
+    if settings.lm_eval is not None:
+        metrics["lm_eval"] = lm_tasks.side_by_side(results["base"].tasks, results["tuned"].tasks)
+    if work.state.is_main_process:
         run_dir.write_json(run / run_dir.METRICS, metrics)
-        lines = [
-            {
-                "prompt": prompt,
-                "reference": reference,
-                "base": results["base"]["answers"][index],
-                "tuned": results["tuned"]["answers"][index],
-            }
-            for index, (prompt, reference) in enumerate(chats)
-        ]
-        run_dir.write_text(
-            run / run_dir.SAMPLES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        )
+        run_dir.write_lines(run / run_dir.SCORES, _score_lines(work, results, found, held_out))
+        run_dir.write_lines(run / run_dir.SAMPLES, _sample_lines(work, results))
+        if settings.judge is not None:
+            _ask_judge(run, work, metrics, results)
+        for problem in work.problems:
+            report(problem)
+    work.state.wait_for_everyone()
     return metrics
 
 
 def read_samples(run: str | Path) -> list[dict[str, Any]]:
     """The lines of a run's `samples.jsonl`; [] for a run without samples."""
-    path = run_dir.find(run) / run_dir.SAMPLES
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return run_dir.read_lines(run_dir.find(run) / run_dir.SAMPLES)
 
 
 def _saved_tokenizer(recipe: Recipe, run: Path, method: str) -> Any:
@@ -146,54 +181,60 @@ def _saved_tokenizer(recipe: Recipe, run: Path, method: str) -> Any:
     return recipe.model.model_copy(update={**changes, "chat_template_kwargs": {}})
 
 
-def _sample_prompts(examples: list[Any], number: int) -> list[tuple[list[dict[str, Any]], str]]:
-    """`number` prompts with references, spread evenly over the rows."""
-    chats = [chat for chat in map(generation.split_last_turn, examples) if chat is not None and chat[0]]
-    number = min(number, len(chats))
-    return [chats[index * len(chats) // number] for index in range(number)]
+def _seen(train: data.Split, held_out: data.Split, count: int, recipe: Recipe) -> list[list[bool]]:
+    """Of each held-out row's trained turns, whether the same answer was also trained on."""
+    train_on = recipe.data.train_on
+    learnt = {text for example in train.examples for text in learnt_texts(example, train_on)}
+    return [[text in learnt for text in learnt_texts(row, train_on)] for row in held_out.examples[:count]]
 
 
-def _both(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tuned: PreTrainedModel, precision: str
-) -> Iterator[tuple[str, PreTrainedModel]]:
-    with _inference(tuned):
-        yield "tuned", tuned
-        if recipe.method != "full":
-            with tuned.disable_adapter():
-                yield "base", tuned
-            return
-    tuned.to("cpu")
-    gc.collect()
-    torch.cuda.empty_cache()
-    base = modeling.load_model(recipe, tokenizer, precision)
-    with _inference(base):
-        yield "base", base
+def _score_lines(
+    work: Work, results: dict[str, ModelResults], found: scoring.Found, held_out: data.Split
+) -> list[dict[str, Any]]:
+    answered = {question.row: index for index, question in enumerate(work.asked) if question.row is not None}
+    lines = []
+    for row in range(len(work.rows)):
+        index = answered.get(row)
+        lines.append({
+            "row": row,
+            "digest": held_out.digests[row].tobytes().hex(),
+            "reference": None if index is None else work.asked[index].reference,
+            **{which: results[which].line(row, index, found.rows[which][row]) for which in ("base", "tuned")},
+        })  # fmt: skip
+    return lines
 
 
-@contextmanager
-def _inference(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout off, cache on, weights used in the precision they are computed in."""
-    was_training, had_cache = model.training, model.config.use_cache
-    model.eval()
-    model.config.use_cache = True
+def _sample_lines(work: Work, results: dict[str, ModelResults]) -> list[dict[str, Any]]:
+    lines = []
+    for index, question in enumerate(work.asked):
+        if not question.shown:
+            continue
+        pieces = None
+        if question.row is not None:
+            found = preview.pieces(work.ids[question.row], work.labels[question.row], work.tokenizer)
+            pieces = [[piece.text, piece.trained, piece.control] for piece in found]
+        lines.append({
+            "kind": "prompt" if question.row is None else "held_out",
+            "prompt": question.messages,
+            "reference": question.reference,
+            **{which: results[which].answers[index] or scoring.NO_ANSWER for which in ("base", "tuned")},
+            "pieces": pieces,
+        })  # fmt: skip
+    return lines
+
+
+def _ask_judge(run: Path, work: Work, metrics: Metrics, results: dict[str, ModelResults]) -> None:
+    """Let the judge compare answers, those to be read first; its failure joins the problems."""
+    settings = work.recipe.evaluation.judge
+    assert settings is not None
+    pairs = []
+    for index in sorted(range(len(work.asked)), key=lambda index: not work.asked[index].shown):
+        question, base, tuned = work.asked[index], results["base"].answers[index], results["tuned"].answers[index]
+        if base is not None and tuned is not None:
+            pairs.append(judge.Pair(question.messages, base["text"], tuned["text"], question.reference))
     try:
-        with _autocast(model):
-            yield
-    finally:
-        model.train(was_training)
-        model.config.use_cache = had_cache
-
-
-def _autocast(model: PreTrainedModel) -> Any:
-    """Mixed 16-bit base and float32 adapter need autocast, as in training."""
-    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    half = dtypes & {torch.bfloat16, torch.float16}
-    if len(half) == 1 and torch.float32 in dtypes:
-        return torch.autocast(model.device.type, dtype=half.pop())
-    return nullcontext()
-
-
-def _gather(state: Any, values: list[Any]) -> list[Any]:
-    from accelerate.utils import gather_object
-
-    return list(gather_object(values)) if state.num_processes > 1 else values
+        metrics["judge"], lines = judge.judge(pairs, settings, seed=work.recipe.evaluation.seed, report=work.report)
+        run_dir.write_lines(run / run_dir.JUDGE, lines)
+    except RecipeKitError as error:
+        work.problems.append(f"judge: {error}")
+    run_dir.write_json(run / run_dir.METRICS, metrics)

@@ -43,6 +43,7 @@ def normalise(layer: Layer) -> Layer:
             del layer.data[section]
     for section in PASSED_ON:
         _clear_nulls(layer, section)
+    _name_metrics(layer)
     rows = layer.data.get("data")
     if not isinstance(rows, dict):
         return layer
@@ -56,6 +57,22 @@ def normalise(layer: Layer) -> Layer:
             here = (*keys, "formatter")
             layer.origins[(*here, "name")] = layer.origin(here)
     return layer
+
+
+def _name_metrics(layer: Layer) -> None:
+    """`metrics: rouge` and `metrics: [rouge]` as `metrics: [{name: rouge}]`."""
+    evaluation = layer.data.get("evaluation")
+    if not isinstance(evaluation, dict):
+        return
+    place: Keys = ("evaluation", "metrics")
+    if isinstance(evaluation.get("metrics"), str | dict):
+        evaluation["metrics"] = [evaluation["metrics"]]
+        _move_origins(layer, place, (*place, 0))
+    listed = evaluation.get("metrics")
+    for index, metric in enumerate(listed if isinstance(listed, list) else []):
+        if isinstance(metric, str):
+            evaluation["metrics"][index] = {"name": metric}
+            layer.origins[(*place, index, "name")] = layer.origin((*place, index))
 
 
 def _clear_nulls(layer: Layer, section: str) -> None:

@@ -80,6 +80,10 @@ ALIASES: dict[str, dict[str, str]] = {
     },
     "source": {"name": "config", "subset": "config", "dataset": "id", "file": "path", "filter": "where"},
     "data.formatter": {"args": "options", "kwargs": "options", "id": "name", "rename": "columns"},
+    "evaluation": {
+        "rouge": "evaluation.metrics, as `metrics: [rouge]`", "bleu": "evaluation.metrics, as `metrics: [chrf]`",
+        "num_samples": "evaluation.samples", "max_tokens": "evaluation.max_new_tokens",
+    },
     "lora": {
         "rank": "lora.r", "lora_r": "lora.r", "alpha": "lora.lora_alpha", "dropout": "lora.lora_dropout",
         "lora_target_modules": "lora.target_modules", "targets": "lora.target_modules",

@@ -17,7 +17,10 @@ from recipe_kit.recipe.schema import (
     EvaluationSection,
     FormatterSpec,
     HeldOut,
+    JudgeSection,
     LaunchSection,
+    LmEvalSection,
+    MetricSpec,
     ModelSection,
     ProofsSection,
     PublishSection,
@@ -50,6 +53,9 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("A formatter: `data.formatter`", FormatterSpec),
     ("`proofs`", ProofsSection),
     ("`evaluation`", EvaluationSection),
+    ("A metric: `evaluation.metrics`", MetricSpec),
+    ("`evaluation.judge`", JudgeSection),
+    ("`evaluation.lm_eval`", LmEvalSection),
     ("`launch`", LaunchSection),
     ("`publish`", PublishSection),
     ("`card`", CardSection),
@@ -117,10 +123,17 @@ def _words(annotation: Any) -> list[str]:
     if origin is tuple:
         return ["source", "list of sources"]
     if origin is list:
-        return ["list of text"]
+        (item,) = get_args(annotation)
+        kinds = [kind for kind in _words(item) if kind.startswith("text")]
+        return [f"list of {kinds[0] if kinds else 'text'}"]
     if origin is dict:
         return ["mapping"]
-    models = {Source: "source", HeldOut: "held-out rows", FormatterSpec: "text or formatter"}
+    models = {
+        Source: "source",
+        HeldOut: "held-out rows",
+        FormatterSpec: "text or formatter",
+        MetricSpec: "text or metric",
+    }
     plain = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", type(None): "`null`"}
     return [models.get(annotation) or plain.get(annotation) or "mapping"]
 

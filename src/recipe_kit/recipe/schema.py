@@ -226,15 +226,76 @@ class ProofsSection(_Section):
     )
 
 
-class EvaluationSection(_Section):
-    """What is measured on the test rows, for the base model and the tuned one."""
+class MetricSpec(_Section):
+    """A measure of answers against references."""
 
-    perplexity: bool = Field(True, description="Measure perplexity over the trained tokens.")
-    samples: int = Field(8, ge=0, description="Generated answers kept to read.")
-    max_new_tokens: int = Field(128, gt=0, description="Longest generated answer in tokens.")
-    batch_size: int = Field(8, gt=0, description="Rows generated at a time.")
-    limit: int | None = Field(None, gt=0, description="Measure at most this many rows.")
+    name: str = Field(
+        min_length=1,
+        description="`rouge`, `chrf`, `exact_match`, `normalised_match`, `length_ratio`, one that an installed "
+        "package adds, or `module:attribute`.",
+    )
+    options: Options = Field(default_factory=dict, description="Keyword arguments for the metric.")
+
+
+# A bare name is the short form of `{name: …}`.
+Metric = Annotated[MetricSpec, BeforeValidator(_formatter_mapping, json_schema_input_type=str | MetricSpec)]
+
+
+class JudgeSection(_Section):
+    """A language model that says which of two answers is better. Prompts and answers are sent to `url`."""
+
+    url: str = Field(
+        pattern=r"^https?://", description="An OpenAI-compatible endpoint, such as http://localhost:8000/v1."
+    )
+    model: str = Field(min_length=1, description="The judging model, by the name its server knows.")
+    api_key_env: str = Field(
+        "OPENAI_API_KEY",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Environment variable that holds the key; the key itself never stands in a recipe.",
+    )
+    pairs: int = Field(
+        50, gt=0, description="Most pairs of answers to ask about; each is asked twice, in both orders."
+    )
+    timeout: float = Field(60.0, gt=0, description="Seconds to wait for one verdict.")
+    criteria: str | None = Field(None, description="What makes an answer better, in a sentence or two.")
+    price_per_million_input_tokens: float | None = Field(None, ge=0, description="For the cost that is shown.")
+    price_per_million_output_tokens: float | None = Field(None, ge=0, description="For the cost that is shown.")
+
+
+class LmEvalSection(_Section):
+    """Tasks of EleutherAI's lm-evaluation-harness, run on both models; needs the extra `lm-eval`."""
+
+    tasks: list[str] = Field(min_length=1, description="Task names, or folders that hold task files.")
+    limit: int | None = Field(None, gt=0, description="Documents a task; null takes all.")
+    num_fewshot: int | None = Field(None, ge=0, description="Worked examples before each question; null: the task's.")
+
+
+class EvaluationSection(_Section):
+    """What is measured on held-out rows, for the base model and the tuned one."""
+
     after_training: bool = Field(True, description="Evaluate as soon as training ends.")
+    split: Literal["test", "eval"] | None = Field(
+        None, description="Held-out rows to measure on; null is `test` where the recipe names one, else `eval`."
+    )
+    perplexity: bool = Field(True, description="Measure perplexity, over answer tokens and over all tokens.")
+    metrics: list[Metric] = Field(
+        default_factory=list,
+        description="Measures of generated answers against the references: a name, or `{name: …, options: {…}}`. "
+        "Every measured row is then answered by both models.",
+    )
+    answers: int | None = Field(
+        None, gt=0, description="Held-out prompts answered for `metrics`, spread over the rows; null is all of them."
+    )
+    samples: int = Field(8, ge=0, description="Held-out prompts whose answers are kept to read side by side.")
+    prompts: list[str] = Field(
+        default_factory=list, description="Fixed prompts, answered by both models and kept side by side."
+    )
+    max_new_tokens: int = Field(128, gt=0, description="Longest generated answer in tokens.")
+    batch_size: int | None = Field(None, gt=0, description="Rows at a time; null chooses by the memory there is.")
+    seed: int = Field(42, ge=0, description="Seed of the intervals; answers are greedy and need none.")
+    limit: int | None = Field(None, gt=0, description="Measure at most this many rows.")
+    judge: JudgeSection | None = Field(None, description="A judge of the answers side by side; null asks nobody.")
+    lm_eval: LmEvalSection | None = Field(None, description="Tasks of lm-evaluation-harness; null runs none.")
 
 
 class LaunchSection(_Section):
@@ -323,6 +384,9 @@ CLOSED: dict[str, type[BaseModel]] = {
     "data.formatter": FormatterSpec,
     "proofs": ProofsSection,
     "evaluation": EvaluationSection,
+    "evaluation.metrics": MetricSpec,
+    "evaluation.judge": JudgeSection,
+    "evaluation.lm_eval": LmEvalSection,
     "launch": LaunchSection,
     "publish": PublishSection,
     "card": CardSection,

@@ -1,0 +1,140 @@
+"""Runs as a comparison sees them: read from their folders, named so that they can be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipe_kit import run_dir
+from recipe_kit.errors import RecipeError, RunError
+from recipe_kit.recipe import Recipe, flatten, load_recipe, recipe_digest
+from recipe_kit.run_dir import RunInfo
+
+_KEYS_IN_LABEL = 3
+# What a label leaves out: words, how a run is measured and logged, and the seed, which is named by itself.
+_NO_SETTING = (
+    "name", "description", "evaluation.", "launch.", "publish.", "card.", "proofs.", "training.seed", "training.eval_",
+    "training.save_", "training.logging_", "training.report_to",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What the folder of one run holds, as far as a comparison reads it."""
+
+    folder: Path
+    info: RunInfo
+    metrics: dict[str, Any] | None  # None when the run was not evaluated, or its metrics cannot be read
+    recipe: Recipe | None  # None when it cannot be read by this version
+    missing: str = ""  # why scores or figures are not there, in words that follow the run's label
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Steps, tokens, seconds and memory; empty for a run that did not finish."""
+        return self.info.get("training", {})
+
+    @property
+    def seed(self) -> int:
+        return int(self.info["seed"])
+
+    @property
+    def recipe_without_seed(self) -> str:
+        """SHA-256 of the recipe apart from its seed: equal for the runs that are repetitions of one experiment."""
+        if self.recipe is None:
+            return f"{self.info['recipe_sha256']} seed {self.seed}"
+        training = {key: value for key, value in self.recipe.training.items() if key != "seed"}
+        return recipe_digest(self.recipe.model_copy(update={"training": training}))
+
+
+def read_runs(sources: Sequence[str | Path]) -> tuple[list[RunRecord], list[str]]:
+    """The runs that are meant, each once and in the order given, and remarks about them.
+
+    A source is a run folder, a `latest` link, or the folder above it. Raises RunError where there is no run.
+    """
+    records: list[RunRecord] = []
+    remarks: list[str] = []
+    given: dict[Path, str | Path] = {}
+    for source in sources:
+        folder = run_dir.find(source)
+        if folder in given:
+            remarks.append(f"{source} and {given[folder]} are the same run ({folder.name}); it is listed once")
+            continue
+        given[folder] = source
+        record, remark = _read(folder)
+        records.append(record)
+        remarks += [remark] if remark else []
+    return records, remarks
+
+
+def _read(folder: Path) -> tuple[RunRecord, str]:
+    info = run_dir.read(folder)
+    lacking = [key for key in ("status", "name", "method", "seed", "recipe_sha256", "processes") if key not in info]
+    if lacking:
+        raise RunError(f"{folder / run_dir.RUN}: {lacking[0]} is missing; the run folder is damaged")
+    remark = ""
+    try:
+        recipe = load_recipe(folder / run_dir.RECIPE)
+    except RecipeError as error:
+        recipe = None
+        remark = f"{folder / run_dir.RECIPE} cannot be read by this version, so its settings are not compared: "
+        remark += str(error.problems[0])
+    metrics: dict[str, Any] | None = None
+    missing = _unfinished(info)
+    try:
+        metrics = dict(run_dir.read_metrics(folder))
+    except RunError as error:
+        if (folder / run_dir.METRICS).exists():
+            missing = missing or f"has no scores: {error}"
+    if metrics is not None and not (metrics.get("scores") or "tuned" in metrics):
+        missing = missing or "was evaluated without any score"
+    if metrics is None and not missing:
+        missing = f"was not evaluated; `recipe-kit eval {folder}` does it"
+    return RunRecord(folder, info, metrics, recipe, missing), remark
+
+
+def _unfinished(info: RunInfo) -> str:
+    if info["status"] == "finished":
+        return ""
+    reason = f" ({info['error']})" if info.get("error") else ""
+    if info["status"] == "running":
+        return "has not finished: it is still running, or was killed"
+    return f"did not finish: it {'was interrupted' if info['status'] == 'interrupted' else 'failed'}{reason}"
+
+
+def labels(records: Sequence[RunRecord], *, with_seed: bool = True) -> list[str]:
+    """A name for each run: the recipe's, with the settings that differ among runs of one name, then seed and time."""
+    named = [_with_settings(record, records) for record in records]
+    if with_seed:
+        named = [_told_apart(named, i, f"seed {record.seed}") for i, record in enumerate(records)]
+        named = [_told_apart(named, i, record.folder.name) for i, record in enumerate(records)]
+    return named
+
+
+def _with_settings(record: RunRecord, records: Sequence[RunRecord]) -> str:
+    name = record.info["name"]
+    alike = [flatten(other.recipe) for other in records if other.info["name"] == name and other.recipe is not None]
+    if record.recipe is None or len(alike) < 2:
+        return name
+    mine = flatten(record.recipe)
+    every = dict.fromkeys(key for other in alike for key in other if not key.startswith(_NO_SETTING))
+    keys = [key for key in every if any(other.get(key) != mine.get(key) for other in alike)]
+    if not 0 < len(keys) <= _KEYS_IN_LABEL:
+        return name
+    return f"{name}, " + ", ".join(f"{key.rpartition('.')[2]} {short(mine.get(key))}" for key in keys)
+
+
+def _told_apart(named: Sequence[str], index: int, more: str) -> str:
+    return f"{named[index]}, {more}" if named.count(named[index]) > 1 else named[index]
+
+
+def short(value: Any) -> str:
+    """A value of a recipe in few characters: 0.0001 as 1e-4, a list by its items."""
+    if isinstance(value, float) and value and not 0.01 <= abs(value) < 10_000:
+        mantissa, _, exponent = f"{value:.3e}".partition("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else str(value).lower()
+    text = "+".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+    return text if len(text) <= 30 else f"{text[:29]}…"
