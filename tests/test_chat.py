@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -197,6 +198,12 @@ def test_an_answer_that_was_cut_off_says_so_on_stderr(adapter_run: Path) -> None
 
 
 @pytest.mark.slow
+def test_an_empty_answer_says_so_on_stderr() -> None:
+    result = talk("tiny:chatml", "--prompt", QUESTION)
+    assert (result.stdout, result.stderr) == ("\n", "(an empty answer)\n")
+
+
+@pytest.mark.slow
 def test_system_of_the_recipe_is_used_unless_another_is_given(adapter_run: Path) -> None:
     given = talk(adapter_run, "--prompt", QUESTION, "--system", "Sing.").stdout
     assert given == evaluated(adapter_run, [{"role": "system", "content": "Sing."}, user(QUESTION)]) + "\n"
@@ -377,10 +384,10 @@ def test_stopping_an_answer_keeps_what_there_is_of_it(adapter_run: Path) -> None
         if len(pieces) == 3:
             raise KeyboardInterrupt
 
-    answer = reply(chat, [user(QUESTION)], which="base", write=stop)  # hardly ever stops by itself
+    answer = reply(chat, [SYSTEM, user(QUESTION)], which="base", write=stop)  # hardly ever stops by itself
     assert answer["interrupted"] and not answer["stopped"]
     assert answer["text"] == "".join(pieces) and answer["tokens"] < 512
-    whole = reply(chat, [user(QUESTION)], which="base")
+    whole = reply(chat, [SYSTEM, user(QUESTION)], which="base")
     assert whole["text"].startswith(answer["text"]) and len(whole["text"]) > len(answer["text"])
 
 
@@ -569,6 +576,18 @@ def test_control_text_is_looked_for_in_what_people_write_only(tiny_tokenizer: Ca
     assert check_messages(chat, said)
     with pytest.raises(LabelError, match=r"the message holds '<\|user\|>'"):
         check_messages(chat, [user("Hi <|user|>")])
+
+
+@pytest.mark.slow
+def test_a_conversation_that_training_would_refuse_is_saved_with_a_remark(tmp_path: Path) -> None:
+    from recipe_kit.chat import Decoding, load
+    from recipe_kit.cli.chat import _command, _Session
+
+    session = _Session(load("tiny:tinyllama"), Decoding(), "tuned", compare=False, system=None)
+    session.turns = [user("Hi"), {"role": "assistant", "content": "Hello <|user|> Hi"}]
+    result = CliRunner().invoke(click.command()(lambda: _command(session, f"/save {tmp_path}/mine.jsonl") or None))
+    assert "training would refuse this row: message 2 (assistant) holds '<|user|>'" in result.stderr
+    assert json.loads((tmp_path / "mine.jsonl").read_text()) == {"messages": session.turns}
 
 
 @pytest.mark.parametrize(("style", "token"), [("chatml", "<|im_end|>"), ("llama3", "<|eot_id|>")])

@@ -1,4 +1,4 @@
-"""What is measured after training: perplexity, generated answers, scores side by side, and what goes wrong on the way."""
+"""What is measured after training: perplexity, answers, scores side by side, and what goes wrong on the way."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ data:
 lora: {r: 4, target_modules: all-linear}
 training: {max_steps: 6, per_device_train_batch_size: 4, learning_rate: 1.0e-2, logging_steps: 1, save_strategy: "no",
            use_cpu: true, report_to: []}
-evaluation: {samples: 3, max_new_tokens: 12, metrics: [rouge, chrf, exact_match], prompts: [Hello, "Where is my plant?"]}
+evaluation:
+  {samples: 3, max_new_tokens: 12, metrics: [rouge, chrf, exact_match], prompts: [Hello, "Where is my plant?"]}
 """
 
 
@@ -199,7 +200,7 @@ def test_scores_of_each_row_add_up_to_the_whole(shared_run: Path) -> None:
     for which in ("base", "tuned"):
         loss = sum(row[which]["loss_sum"] for row in rows) / sum(row[which]["tokens"] for row in rows)
         assert math.exp(loss) == pytest.approx(metrics["scores"]["perplexity"][which]["value"])
-        mean = sum(row[which]["scores"]["rouge1"] for row in rows) / 12
+        mean = sum(row["answers"][0][which]["scores"]["rouge1"] for row in rows) / 12
         assert mean == pytest.approx(metrics["scores"]["rouge1"][which]["value"])
 
 
@@ -209,8 +210,9 @@ def test_rouge_of_a_run_is_that_of_rouge_score(shared_run: Path) -> None:
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     for row in run_dir.read_lines(shared_run / run_dir.SCORES):
-        expected = scorer.score(row["reference"], row["tuned"]["text"])["rougeL"].fmeasure
-        assert row["tuned"]["scores"]["rougeL"] == expected
+        (answer,) = row["answers"]
+        expected = scorer.score(answer["reference"], answer["tuned"]["text"])["rougeL"].fmeasure
+        assert answer["tuned"]["scores"]["rougeL"] == expected
 
 
 def test_samples_hold_held_out_prompts_with_marked_tokens_and_the_recipes_own(shared_run: Path) -> None:
@@ -275,6 +277,37 @@ def test_answers_that_were_also_learnt_are_reported_apart(tmp_path: Path) -> Non
     losses = [row["tuned"]["loss_sum"] / row["tuned"]["tokens"] for row in run_dir.read_lines(run / run_dir.SCORES)]
     seen, unseen = (group["scores"]["perplexity"]["tuned"]["value"] for group in groups.values())
     assert [seen, unseen] == pytest.approx([math.exp(loss) for loss in losses])
+
+
+def test_every_answer_of_a_chat_is_asked_for_and_a_chat_counts_as_one_row(tmp_path: Path) -> None:
+    def chat(*turns: str) -> str:
+        roles = ["user", "assistant"] * len(turns)
+        return json.dumps({"messages": [{"role": r, "content": t} for r, t in zip(roles, turns, strict=False)]})
+
+    train_rows = [chat(f"hi {i}", f"hello {i}", "and you?", "fine") for i in range(8)]
+    (tmp_path / "train.jsonl").write_text("\n".join(train_rows), encoding="utf-8")
+    held_out = [
+        chat("good day", "good day to you", "how so?", "fine"),
+        chat("why", "because", "ok", "fine", "so", "yes"),
+    ]
+    (tmp_path / "test.jsonl").write_text("\n".join(held_out), encoding="utf-8")
+    run = trained(
+        tmp_path, f"data.train={{path: {tmp_path}/train.jsonl}}", "data.eval=null", "data.formatter=messages",
+        f"data.test={{path: {tmp_path}/test.jsonl}}", "training.max_steps=2", "evaluation.prompts=[]",
+    )  # fmt: skip
+    metrics = run_dir.read_metrics(run)
+    assert metrics["generation"]["answers"] == 5 and metrics["scores"]["rouge1"]["rows"] == 2
+    rows = run_dir.read_lines(run / run_dir.SCORES)
+    assert [[answer["reference"] for answer in row["answers"]] for row in rows] == [
+        ["good day to you", "fine"], ["because", "fine", "yes"],
+    ]  # fmt: skip
+    scores = [answer["tuned"]["scores"]["rouge1"] for row in rows for answer in row["answers"]]
+    assert metrics["scores"]["rouge1"]["tuned"]["value"] == pytest.approx(sum(scores) / 5)
+    seen, unseen = metrics["groups"]["answer also in training"], metrics["groups"]["answer not in training"]
+    assert (seen["rows"], seen["scores"]["rouge1"]["rows"]) == (2, 2)
+    assert (unseen["rows"], unseen["scores"]["rouge1"]["rows"]) == (2, 2)
+    tokens = metrics["tuned"]["tokens"]
+    assert tokens == sum(row["tuned"]["tokens"] for row in rows)
 
 
 def test_a_metric_that_raises_costs_its_own_score_only(run: Path) -> None:

@@ -32,6 +32,9 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a client that no longer waits closes the connection
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"

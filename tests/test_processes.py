@@ -128,9 +128,10 @@ def test_200_real_rows_score_the_same_padded_packed_and_on_two_processes(referen
     lines = run_dir.read_lines(run / run_dir.SCORES)
     assert len(lines) == 200
     for line in lines:
-        scores = scorer.score(line["reference"], line["base"]["text"])
-        assert line["base"]["scores"]["rouge1"] == scores["rouge1"].fmeasure
-        assert line["base"]["scores"]["rougeLsum"] == scores["rougeLsum"].fmeasure
+        (answer,) = line["answers"]
+        scores = scorer.score(answer["reference"], answer["base"]["text"])
+        assert answer["base"]["scores"]["rouge1"] == scores["rouge1"].fmeasure
+        assert answer["base"]["scores"]["rougeLsum"] == scores["rougeLsum"].fmeasure
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])

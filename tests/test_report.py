@@ -149,6 +149,13 @@ def test_a_score_of_the_same_family_speaks_for_itself_only_when_it_disagrees(tmp
     assert disagreeing.startswith("Mixed: better in ROUGE-L, worse in ROUGE-1\n")
 
 
+def test_a_score_of_which_neither_more_nor_less_is_better_is_not_judged(tmp_path: Path) -> None:
+    length = score("answer length in tokens", 64.0, 28.0, (-36.0, -40.0, -30.0), higher_is_better=None)
+    run = make_run(tmp_path, measured=metrics(rougeL=BETTER, answer_tokens=length))
+    assert "answer length" not in said(run)
+    assert "−36.0 (−40.0 to −30.0) not judged — —" in page_of(run)[1].text
+
+
 def test_few_rows_are_called_rough(tmp_path: Path) -> None:
     found = said(make_run(tmp_path, measured=metrics(rougeL=BETTER) | {"rows": 8}))
     assert "With 8 rows the intervals are rough" in found

@@ -10,6 +10,7 @@ from recipe_kit.chat.replies import Decoding as Decoding
 from recipe_kit.chat.replies import Message as Message
 from recipe_kit.chat.replies import Pieces as Pieces
 from recipe_kit.chat.replies import check_messages as check_messages
+from recipe_kit.chat.replies import check_trainable as check_trainable
 from recipe_kit.chat.replies import reply as reply
 from recipe_kit.chat.target import Chat as Chat
 from recipe_kit.chat.target import Which as Which

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from recipe_kit import labels
 from recipe_kit.chat.target import Chat, Which
 from recipe_kit.errors import LabelError, ModelError
 from recipe_kit.evaluation import generation
@@ -101,6 +102,11 @@ def check_messages(chat: Chat, messages: Sequence[Message], *, which: Which = "t
             "start anew (/reset), or write less"
         )
     return ids
+
+
+def check_trainable(chat: Chat, messages: Sequence[Message]) -> None:
+    """Raises LabelError where a conversation cannot be trained on, such as for control text in an answer."""
+    labels.encode({"messages": list(messages)}, chat.tokenizer)
 
 
 class Pieces:

@@ -184,6 +184,8 @@ def _answers(session: _Session, *, quiet: bool = False) -> dict[Which, Answer]:
             click.echo()
         if answer["interrupted"]:
             remark("(stopped)")
+        elif not answer["text"]:
+            remark("(an empty answer)")
         elif not answer["stopped"]:
             remark(f"(cut off after {answer['tokens']:,} tokens; see --max-new-tokens)")
     return found
@@ -243,7 +245,7 @@ def _check_system(session: _Session, system: str | None) -> None:
 
 def _save(session: _Session, file: str, *, overwrite: bool) -> None:
     """Write the conversation as one row of the `messages` formatter, and say when training would refuse it."""
-    from recipe_kit.labels import encode
+    from recipe_kit.chat import check_trainable
 
     if not file:
         raise DataError("/save needs a file, such as /save mine.jsonl")
@@ -252,15 +254,15 @@ def _save(session: _Session, file: str, *, overwrite: bool) -> None:
     path = Path(file).expanduser()
     if path.exists() and not overwrite:
         raise DataError(f"{path} exists already; choose another name, or overwrite it with /save! {file}")
-    row = {"messages": session.messages}
+    row = json.dumps({"messages": session.messages}, ensure_ascii=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+        path.write_text(row + "\n", encoding="utf-8", newline="\n")
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
     remark(f"saved {len(session.turns)} turns to {path}")
     try:
-        encode(row, session.chat.tokenizer)
+        check_trainable(session.chat, session.messages)
     except RecipeKitError as error:
         remark(f"training would refuse this row: {error}")
 

@@ -61,9 +61,9 @@ def legend(comparison: Comparison) -> list[str]:
     if comparison.first is not None and len(entries) > 1:
         label = next(group.label for group in comparison.groups if comparison.first in group.runs)
         if not comparison.has_seeds:
-            found.append(f"less the first: tuned score less that of {label}, on the same rows.")
+            found.append(f"difference: tuned score less that of {label}, on the same rows.")
         else:
-            found.append(f"less the first: tuned score less that of {label} with the same seed, on the same rows.")
+            found.append(f"difference: tuned score less that of {label} with the same seed, on the same rows.")
     return found
 
 

@@ -34,7 +34,7 @@ def difference(found: Difference | None, higher_is_better: bool | None) -> str:
     if found is None:
         return NOTHING
     if found.low == found.high == 0:
-        return "0 [0, 0]"
+        return "0, equal"
     like = max(abs(found.value), (found.high - found.low) / 10)
     low, high = (number(end, like=like, sign=True) for end in (found.low, found.high))
     return f"{number(found.value, like=like, sign=True)} [{low}, {high}] {found.verdict(higher_is_better)}"
@@ -62,7 +62,7 @@ def difference_over_seeds(found: Spread | None, higher_is_better: bool | None) -
     if found is None:
         return NOTHING
     if found.min == found.max == 0:
-        return f"0 in {found.n} of {found.n}"
+        return "0, equal"
     like = max(abs(found.mean), (found.max - found.min) / 10)
     if found.n == 1:
         return f"{number(found.mean, like=like, sign=True)} (n 1)"

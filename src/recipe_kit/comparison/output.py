@@ -16,7 +16,7 @@ _PARTS: dict[str, tuple[Kind, ...]] = {
     "Scores": ("score", "base", "difference"),
     "What it took": ("figure",),
 }
-_INDENTED = {"base": "  base", "difference": "  less the first"}
+_INDENTED = {"base": "  base", "difference": "  difference"}
 
 
 def as_text(comparison: Comparison, *, width: int | None = None) -> str:
@@ -66,9 +66,10 @@ def as_page(comparison: Comparison, *, title: str, before: Sequence[tuple[str, s
         tables = [inner for _, inner in _score_sections(single)]
         tables.append(_html_table("", single.heads, single.of("figure"), "Memory, speed, time and size"))
         sections.append(("Every run", "\n".join(tables)))
-    sections.append(("Notes", _items([*legend(comparison), *comparison.remarks])))
+    if comparison.remarks:
+        sections.append(("Notes", _items(comparison.remarks)))
     sections.append(("Folders", _folders(comparison)))
-    return page.page(title, sections)
+    return page.page(title, sections, lead=f'<p class="faint">{page.escape(" ".join(legend(comparison)))}</p>')
 
 
 def _score_sections(laid: Layout) -> list[tuple[str, str]]:
@@ -81,7 +82,8 @@ def _score_sections(laid: Layout) -> list[tuple[str, str]]:
         )
     if laid.of("difference"):
         caption = "Tuned score less that of the first, on the same rows"
-        found.append(("Less the first", _html_table("difference", laid.heads, laid.of("difference"), caption)))
+        table = _html_table("difference", laid.heads, laid.of("difference"), caption)
+        found.append(("Difference from the first", table))
     return found
 
 

@@ -107,8 +107,8 @@ def labels(records: Sequence[RunRecord], *, with_seed: bool = True) -> list[str]
     """A name for each run: the recipe's, with the settings that differ among runs of one name, then seed and time."""
     named = [_with_settings(record, records) for record in records]
     if with_seed:
-        named = [_told_apart(named, i, f"seed {record.seed}") for i, record in enumerate(records)]
-        named = [_told_apart(named, i, record.folder.name) for i, record in enumerate(records)]
+        named = _told_apart(named, [f"seed {record.seed}" for record in records])
+        named = _told_apart(named, [record.folder.name for record in records])
     return named
 
 
@@ -125,8 +125,10 @@ def _with_settings(record: RunRecord, records: Sequence[RunRecord]) -> str:
     return f"{name}, " + ", ".join(f"{key.rpartition('.')[2]} {short(mine.get(key))}" for key in keys)
 
 
-def _told_apart(named: Sequence[str], index: int, more: str) -> str:
-    return f"{named[index]}, {more}" if named.count(named[index]) > 1 else named[index]
+def _told_apart(named: Sequence[str], more: Sequence[str]) -> list[str]:
+    """Names that occur more than once with `more` behind them, where that differs among those of the same name."""
+    pairs = list(zip(named, more, strict=True))
+    return [f"{name}, {word}" if any(n == name and w != word for n, w in pairs) else name for name, word in pairs]
 
 
 def short(value: Any) -> str:

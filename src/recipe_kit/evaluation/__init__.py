@@ -12,11 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from recipe_kit import data, modeling, preview, provenance, run_dir
 from recipe_kit.errors import DataError, RecipeKitError, RunError
 from recipe_kit.evaluation import generation, judge, lm_tasks, scoring
-from recipe_kit.evaluation.questions import learnt_texts, questions
+from recipe_kit.evaluation.questions import questions, turns
 from recipe_kit.evaluation.scoring import ModelResults
 from recipe_kit.evaluation.work import Report, Work, measure_both
 from recipe_kit.evaluation.work import inference as inference
-from recipe_kit.labels import IGNORED
+from recipe_kit.labels import IGNORED, special_tokens
 from recipe_kit.metrics import check_options, get_metric
 from recipe_kit.recipe import Recipe, load_recipe
 from recipe_kit.run_dir import Metrics
@@ -124,14 +124,16 @@ def measure(
     rows = held_out.rows.select(range(count))
     asked, has_prompts = questions(recipe, tokenizer, held_out, count)
     trained = ([token for token in row if token != IGNORED] for row in rows["labels"][:64])
-    stop_ids = generation.stop_token_ids(tuned, tokenizer, {row[-1] for row in trained if row})
+    # A row that is cut off, or trained to its last token, may end in any token: only control tokens end a turn.
+    ends = {row[-1] for row in trained if row} & set(special_tokens(tokenizer).values())
+    stop_ids = generation.stop_token_ids(tuned, tokenizer, ends)
     quantize = recipe.method == "qlora" if quantize is None else quantize
     work = Work(recipe, tokenizer, rows, asked, stop_ids, precision, quantize, packed, report)
     if settings.metrics and not has_prompts:
         work.problems.append("metrics: these rows are plain text, without prompts to answer; only perplexity is taken")
     results, base_was_known = measure_both(work, tuned, fresh=fresh)
     seen = None if train is None else _seen(train, held_out, count, recipe)
-    found = scoring.all_scores(results["base"], results["tuned"], asked, seen, settings, count, work.problems)
+    found = scoring.all_scores(results["base"], results["tuned"], asked, seen, settings, work.problems)
     metrics: Metrics = {
         "schema_version": 2,
         "evaluated_at": provenance.now(),
@@ -158,6 +160,7 @@ def measure(
     }
     if settings.lm_eval is not None:
         metrics["lm_eval"] = lm_tasks.side_by_side(results["base"].tasks, results["tuned"].tasks)
+        work.problems.extend(f"lm_eval: {problem}" for problem in metrics["lm_eval"].get("problems", []))
     if work.state.is_main_process:
         run_dir.write_json(run / run_dir.METRICS, metrics)
         run_dir.write_lines(run / run_dir.SCORES, _score_lines(work, results, found, held_out))
@@ -184,23 +187,27 @@ def _saved_tokenizer(recipe: Recipe, run: Path, method: str) -> Any:
 def _seen(train: data.Split, held_out: data.Split, count: int, recipe: Recipe) -> list[list[bool]]:
     """Of each held-out row's trained turns, whether the same answer was also trained on."""
     train_on = recipe.data.train_on
-    learnt = {text for example in train.examples for text in learnt_texts(example, train_on)}
-    return [[text in learnt for text in learnt_texts(row, train_on)] for row in held_out.examples[:count]]
+    learnt = {text for example in train.examples for _, text in turns(example, train_on)}
+    return [[text in learnt for _, text in turns(row, train_on)] for row in held_out.examples[:count]]
 
 
 def _score_lines(
     work: Work, results: dict[str, ModelResults], found: scoring.Found, held_out: data.Split
 ) -> list[dict[str, Any]]:
-    answered = {question.row: index for index, question in enumerate(work.asked) if question.row is not None}
-    lines = []
-    for row in range(len(work.rows)):
-        index = answered.get(row)
-        lines.append({
+    lines: list[dict[str, Any]] = [
+        {
             "row": row,
             "digest": held_out.digests[row].tobytes().hex(),
-            "reference": None if index is None else work.asked[index].reference,
-            **{which: results[which].line(row, index, found.rows[which][row]) for which in ("base", "tuned")},
-        })  # fmt: skip
+            **{which: result.loss_line(row) for which, result in results.items()},
+            "answers": [],
+        }
+        for row in range(len(work.rows))
+    ]
+    for index, question in enumerate(work.asked):
+        if question.row is not None and results["base"].answers[index] is not None:
+            both = {which: {**result.answers[index], "scores": found.answers[which].get(index, {})}  # type: ignore[dict-item]
+                    for which, result in results.items()}  # fmt: skip
+            lines[question.row]["answers"].append({"turn": question.turn, "reference": question.reference, **both})
     return lines
 
 

@@ -16,15 +16,6 @@ MEMORY_SHARE = 0.4  # of what a GPU has free, for the keys and values of a batch
 Answer = dict[str, Any]  # text, tokens: its length, stopped: whether it ended by itself
 
 
-def split_last_turn(example: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str] | None:
-    """The chat up to its last answer, and that answer; None for plain text, which has no prompt."""
-    if "text" in example:
-        return None
-    messages = [*example.get("prompt", []), *example.get("completion", []), *example.get("messages", [])]
-    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    return [{"role": m["role"], "content": m["content"]} for m in messages[:last]], messages[last]["content"]
-
-
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trained: set[int]) -> list[int]:
     """Tokens that end an answer: the model's own, the tokenizer's, and those its training turns ended with."""
     own = model.generation_config.eos_token_id if model.generation_config else None

@@ -9,16 +9,17 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from recipe_kit import data
-from recipe_kit.evaluation.generation import prompt_ids, split_last_turn
+from recipe_kit.evaluation.generation import prompt_ids
 from recipe_kit.labels.spans import TrainOn, trained_turns
 from recipe_kit.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt for both models. `row` is its place in the held-out split, None for one that the recipe names."""
+    """A prompt for both models: a chat up to one of its answers, or a prompt that the recipe names."""
 
-    row: int | None
+    row: int | None  # place in the held-out split; None for the recipe's own
+    turn: int  # which of the row's trained answers it asks for, from 0
     messages: list[dict[str, Any]]
     reference: str | None
     ids: list[int]
@@ -30,24 +31,30 @@ def questions(
 ) -> tuple[list[Question], bool]:
     """The prompts to answer, held-out ones first, and whether the held-out rows have any.
 
-    Rows of plain text have no prompt. Without metrics only as many rows are answered as are kept to read.
-    Raises LabelError for a prompt that the chat template refuses.
+    A chat of several turns asks for each of its answers, with what came before it as the data has it. Rows of plain
+    text have no prompt. Without metrics only those are answered that are kept to read. Raises LabelError for a prompt
+    that the chat template refuses.
     """
     settings = recipe.evaluation
-    examples = held_out.examples[:count] if settings.metrics or settings.samples else []
-    chats = {row: chat for row, chat in enumerate(map(split_last_turn, examples)) if chat is not None and chat[0]}
-    rows = list(chats)
-    answered = spread(rows, settings.answers or len(rows)) if settings.metrics else []
-    shown = spread(answered or rows, settings.samples)
+    chats = [
+        (row, turn, messages, reference)
+        for row, example in enumerate(held_out.examples[:count])
+        for turn, (messages, reference) in enumerate(turns(example, recipe.data.train_on))
+        if messages
+    ]
+    places = list(range(len(chats)))
+    answered = spread(places, settings.answers or len(places)) if settings.metrics else []
+    shown = set(spread(answered or places, settings.samples))
     found = []
-    for row in sorted({*answered, *shown}):
-        messages, reference = chats[row]
-        found.append(Question(row, messages, reference, prompt_ids(tokenizer, messages), row in shown))
+    for place in sorted({*answered, *shown}):
+        row, turn, messages, reference = chats[place]
+        ids = prompt_ids(tokenizer, messages)
+        found.append(Question(row, turn, messages, reference, ids, place in shown))
     system = [{"role": "system", "content": recipe.data.system}] if recipe.data.system else []
     for prompt in settings.prompts:
         messages = [*system, {"role": "user", "content": prompt}]
-        found.append(Question(None, messages, None, prompt_ids(tokenizer, messages), True))
-    return found, bool(rows)
+        found.append(Question(None, 0, messages, None, prompt_ids(tokenizer, messages), True))
+    return found, bool(chats)
 
 
 def spread(values: Sequence[int], number: int) -> list[int]:
@@ -56,7 +63,15 @@ def spread(values: Sequence[int], number: int) -> list[int]:
     return [values[index * len(values) // number] for index in range(number)]
 
 
-def learnt_texts(example: Mapping[str, Any], train_on: TrainOn) -> list[str]:
-    """The answers of a row that are trained, as text; [] for plain text and for `all`, where no turn stands out."""
-    messages = example.get("completion") or example.get("messages") or []
-    return [str(messages[index]["content"]).strip() for index in trained_turns(messages, train_on)]
+def turns(example: Mapping[str, Any], train_on: TrainOn) -> list[tuple[list[dict[str, Any]], str]]:
+    """The answers a row trains, each as the messages before it and its text; with `all`, its last answer.
+
+    [] for plain text.
+    """
+    before = list(example.get("prompt", []))
+    own = [*example.get("completion", []), *example.get("messages", [])]
+    trained = trained_turns(own, train_on)
+    if train_on == "all":
+        trained = [index for index, message in enumerate(own) if message["role"] == "assistant"][-1:]
+    plain = [{"role": message["role"], "content": message["content"]} for message in (*before, *own)]
+    return [(plain[: len(before) + index], str(own[index]["content"]).strip()) for index in trained]

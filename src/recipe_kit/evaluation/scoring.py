@@ -13,7 +13,7 @@ from recipe_kit.errors import MetricError, RecipeKitError
 from recipe_kit.evaluation.generation import Answer
 from recipe_kit.evaluation.perplexity import RowLoss, score
 from recipe_kit.evaluation.questions import Question
-from recipe_kit.metrics import Scored, mean, ratio, score_entry, select
+from recipe_kit.metrics import Scored, grouped, mean, ratio, score_entry, select
 from recipe_kit.metrics import score as score_texts
 from recipe_kit.recipe import EvaluationSection
 from recipe_kit.run_dir import Group, Score, ScoreEntry
@@ -39,30 +39,25 @@ class ModelResults:
         losses = {int(row): RowLoss(**loss) for row, loss in values["losses"].items()}
         return cls(losses, {int(i): a for i, a in values["answers"].items()}, values["tasks"], values["seconds"])
 
-    def line(self, row: int, answer: int | None, scores: dict[str, float | None]) -> dict[str, Any]:
-        """What `scores.jsonl` says of this model and one row; `answer` is the place of the row's prompt, if any."""
+    def loss_line(self, row: int) -> dict[str, Any]:
+        """What `scores.jsonl` says of this model's loss on one row; None where it was not measured."""
         loss = self.losses.get(row)
-        found = (self.answers[answer] if answer is not None else None) or {}
         return {
             "loss_sum": loss.answer_sum if loss else None,
             "tokens": loss.answer_tokens if loss else None,
             "all_loss_sum": loss.every_sum if loss else None,
             "all_tokens": loss.every_tokens if loss else None,
-            "text": found.get("text"),
-            "answer_tokens": found.get("tokens"),
-            "stopped": found.get("stopped"),
-            "scores": scores,
         }
 
 
 @dataclass
 class Found:
-    """All scores of a run. `rows` has each model's per-row scores of its answers, a mapping for each held-out row."""
+    """All scores of a run. `answers` has each model's scores of its answers, by the place of the question."""
 
     losses: dict[str, Score] = field(default_factory=dict)
     scores: dict[str, ScoreEntry] = field(default_factory=dict)
     groups: dict[str, Group] = field(default_factory=dict)
-    rows: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
+    answers: dict[str, dict[int, dict[str, float | None]]] = field(default_factory=dict)
 
 
 Both = dict[str, tuple[Scored, Scored]]  # by name: base, tuned
@@ -74,14 +69,13 @@ def all_scores(
     asked: Sequence[Question],
     seen: list[list[bool]] | None,
     settings: EvaluationSection,
-    count: int,
     problems: list[str],
 ) -> Found:
-    """Every score of `count` rows the settings ask for. What cannot be scored is a sentence in `problems`.
+    """Every score that the settings ask for. What cannot be scored is a sentence in `problems`.
 
     `seen` says of each row's trained turns whether that answer is also a training answer; None where not known.
     """
-    found = Found(rows={"base": [{} for _ in range(count)], "tuned": [{} for _ in range(count)]})
+    found = Found(answers={"base": {}, "tuned": {}})
     perplexities: Both = {}
     if settings.perplexity and _all_finite(base, tuned, problems):
         for name, results in (("base", base), ("tuned", tuned)):
@@ -95,10 +89,13 @@ def all_scores(
                 base, tuned, "perplexity, all tokens", lambda row, loss: (loss.every_sum, loss.every_tokens)
             ),
         }  # fmt: skip
-    rows, answers = _answers(base, tuned, asked, settings, found, problems)
-    found.scores = _entries({**perplexities, **answers}, settings.seed, problems)
+    answered, answers = _answers(base, tuned, asked, settings, found, problems)
+    by_row = _by_row(answers, [asked[index].row for index in answered])
+    found.scores = _entries({**perplexities, **by_row}, settings.seed, problems)
     if seen is not None:
-        found.groups = _groups(base, tuned, seen, rows, answers, settings, bool(perplexities), problems)
+        found.groups = _groups(
+            base, tuned, seen, [asked[index] for index in answered], answers, settings, bool(perplexities), problems
+        )
     return found
 
 
@@ -151,7 +148,7 @@ def _answers(
     found: Found,
     problems: list[str],
 ) -> tuple[list[int], Both]:
-    """Scores of the answers to held-out prompts, and the rows they stand for."""
+    """Scores of each answer to a held-out prompt, and the places of the questions they belong to."""
     held_out = [index for index, question in enumerate(asked) if question.row is not None]
     too_long = [index for index in range(len(asked)) if base.answers.get(index) is None]
     if too_long:
@@ -162,7 +159,6 @@ def _answers(
     answered = [index for index in held_out if index not in set(too_long)]
     if not settings.metrics or not answered:
         return [], {}
-    rows = [asked[index].row or 0 for index in answered]
     results = {"base": base, "tuned": tuned}
     both: Both = {}
     for name, label, direction, fact in (
@@ -176,13 +172,13 @@ def _answers(
     empty = [place for place, text in enumerate(references) if not text.strip()]
     if empty:
         problems.append(
-            f"metrics: {len(empty)} of {len(references)} held-out rows have no reference to compare answers with, the "
-            f"first of them row {rows[empty[0]] + 1}; answers were scored on the others"
+            f"metrics: {len(empty)} of {len(references)} held-out prompts have no reference to compare answers "
+            f"with, the first of them in row {(asked[answered[empty[0]]].row or 0) + 1}; the others were scored"
         )
     kept = [place for place in range(len(answered)) if place not in set(empty)]
     if len(kept) < len(answered):
         both = {name: (select_scored(one, kept), select_scored(other, kept)) for name, (one, other) in both.items()}
-        answered, rows = [answered[p] for p in kept], [rows[p] for p in kept]
+        answered = [answered[place] for place in kept]
         references = [references[p] for p in kept]
     for metric in settings.metrics if kept else []:
         try:
@@ -200,9 +196,19 @@ def _answers(
             if note := scored["base"][name].note:
                 problems.extend([note] if note not in problems else [])
             for which in results:
-                for row, value in zip(rows, scored[which][name].statistics.values().tolist(), strict=True):
-                    found.rows[which][row][name] = value if math.isfinite(value) else None
-    return rows, both
+                for index, value in zip(answered, scored[which][name].statistics.values().tolist(), strict=True):
+                    own = found.answers[which].setdefault(index, {})
+                    own[name] = value if math.isfinite(value) else None
+    return answered, both
+
+
+def _by_row(scores: Both, rows: Sequence[int | None]) -> Both:
+    """Scores of answers as scores of the held-out rows they belong to."""
+
+    def one(scored: Scored) -> Scored:
+        return replace(scored, statistics=grouped(scored.statistics, np.asarray(rows)))
+
+    return {name: (one(base), one(tuned)) for name, (base, tuned) in scores.items()}
 
 
 def select_scored(scored: Scored, places: Sequence[int]) -> Scored:
@@ -214,7 +220,7 @@ def _groups(
     base: ModelResults,
     tuned: ModelResults,
     seen: list[list[bool]],
-    rows: list[int],
+    answered: Sequence[Question],
     answers: Both,
     settings: EvaluationSection,
     with_perplexity: bool,
@@ -227,7 +233,7 @@ def _groups(
     flat = [flag for flags in seen for flag in flags]
     if not any(flat) or all(flat):
         return {}
-    last = np.array([seen[row][-1] if seen[row] else False for row in rows], dtype=bool)
+    of_answers = np.array([seen[q.row or 0][q.turn : q.turn + 1] == [True] for q in answered], dtype=bool)
     groups: dict[str, Group] = {}
     for label, wanted in ((SEEN, True), (NOT_SEEN, False)):
         both: Both = {}
@@ -242,9 +248,10 @@ def _groups(
                 return sum(loss for loss, _ in turns), sum(number for _, number in turns)
 
             both["perplexity"] = _perplexity(base, tuned, "perplexity", part)
-        places = np.flatnonzero(last == wanted).tolist()
+        places = np.flatnonzero(of_answers == wanted).tolist()
         if places:
-            both |= {name: (select_scored(b, places), select_scored(t, places)) for name, (b, t) in answers.items()}
+            chosen = {name: (select_scored(b, places), select_scored(t, places)) for name, (b, t) in answers.items()}
+            both |= _by_row(chosen, [answered[place].row for place in places])
         groups[label] = {
             "rows": sum(wanted in flags for flags in seen),
             "scores": _entries(both, settings.seed, problems),

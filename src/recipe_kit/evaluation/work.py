@@ -69,7 +69,8 @@ def measure_both(work: Work, tuned: PreTrainedModel, *, fresh: bool) -> tuple[di
     results = {} if known is None else {"base": known}
     for which, model in _models(work, tuned, base_is_known=known is not None):
         results[which] = _measure_one(work, which, model)
-    if known is None and work.state.is_main_process:
+    complete = work.recipe.evaluation.lm_eval is None or not results["base"].tasks.get("problems", ["failed"])
+    if known is None and complete and work.state.is_main_process:
         baseline.keep(name, results["base"].as_dict())
     return results, known is not None
 

@@ -37,7 +37,7 @@ from recipe_kit.metrics._declare import (
     registry,
     score,
 )
-from recipe_kit.metrics._statistics import Scored, Statistics, mean, ratio
+from recipe_kit.metrics._statistics import Scored, Statistics, grouped, mean, ratio
 from recipe_kit.metrics.intervals import Comparison, compare, estimate, score_entry, select
 from recipe_kit.run_dir import Estimate, ScoreEntry
 
@@ -57,6 +57,7 @@ __all__ = [
     "compare",
     "estimate",
     "get_metric",
+    "grouped",
     "mean",
     "metric",
     "metric_names",

@@ -90,6 +90,17 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike, after: Callable[[Array
     return Statistics(np.stack(columns, axis=1), partial(_divided, after=after))
 
 
+def grouped(statistics: Statistics, groups: ArrayLike) -> Statistics:
+    """One row for each group: the sums of its rows. `groups` names the group of every row.
+
+    Answers of one chat are not independent of each other; as one row they are drawn together.
+    """
+    names, places = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.zeros((len(names), statistics.rows.shape[1]))
+    np.add.at(sums, places, statistics.rows)
+    return Statistics(sums, statistics.total)
+
+
 def _divided(sums: Array, *, after: Callable[[Array], Array] | None) -> Array:
     divided: Array = np.where(sums[..., 1] == 0, np.nan, sums[..., 0] / sums[..., 1])
     return divided if after is None else after(divided)

@@ -62,7 +62,7 @@ def require_matplotlib() -> None:
 def curves(
     name: str, title: str, description: str, x_label: str, y_label: str, lines: Sequence[Curve], *, from_zero: bool
 ) -> Plot:
-    """Lines over a common x axis. Of a long line the means are drawn, and behind them a thinned one with its extremes."""
+    """Lines over a common x axis. Of a long line means are drawn, and behind them a thinned one with its extremes."""
 
     def draw(axes: Axes) -> None:
         from matplotlib.ticker import MaxNLocator
@@ -88,7 +88,7 @@ def curves(
 
     if any(len(curve.points) > MAX_POINTS for curve in lines):
         description += (
-            " The line is the mean of a hundredth of the steps each; the pale one behind it holds the extremes."
+            " The line shows means, a hundred in all; the pale one behind it keeps the lowest and the highest."
         )
     return Plot(name, title, description, draw)
 

@@ -67,11 +67,15 @@ def _scores(scores: Mapping[str, Json], caption: str) -> str:
             label(name, score) + direction,
             *(words.estimate(section(score, key)) for key in ("base", "tuned", "difference")),
             finding(score),
-            " / ".join(words.count(score.get(key)) for key in ("tuned_better", "base_better", "ties")),
-            words.p_value(score.get("p_value")).removeprefix("p ").removeprefix("= ") or "—",
+            *(_rows_won(score) if higher is not None else ("—", "—")),
         ])  # fmt: skip
     arrows = " (↑ higher is better, ↓ lower is better)"
     return table(_SCORE_COLUMNS, rows, caption=caption + arrows) if rows else ""
+
+
+def _rows_won(score: Json) -> tuple[str, str]:
+    counts = " / ".join(words.count(score.get(key)) for key in ("tuned_better", "base_better", "ties"))
+    return counts, words.p_value(score.get("p_value")).removeprefix("p ").removeprefix("= ") or "—"
 
 
 def _losses(metrics: Json) -> str:
