@@ -37,7 +37,7 @@ def main() -> None:
     lines = arguments.rows.read_text(encoding="utf-8").splitlines()[: arguments.count]
     chats = [[{"role": "user", "content": json.loads(line)["instruction"]}] for line in lines]
     prompts = [generation.prompt_ids(tokenizer, chat) for chat in chats]
-    stop_ids = generation.stop_token_ids(model, tokenizer, set())
+    stop_ids = generation.stop_token_ids(model, tokenizer)
 
     def kit(part: list[list[int]]) -> list[str]:
         found = generation.answer(

@@ -80,7 +80,7 @@ def evaluated(run: Path, messages: list[dict[str, str]], which: str = "tuned", m
     model = modeling.load_model if which == "base" else modeling.load_tuned
     arguments = (recipe, tokenizer, "float32") if which == "base" else (recipe, weights, tokenizer, "float32")
     loaded = model(*arguments).eval()
-    stop_ids = generation.stop_token_ids(loaded, tokenizer, set())
+    stop_ids = generation.stop_token_ids(loaded, tokenizer)
     ids = generation.prompt_ids(tokenizer, messages)
     answers = generation.answer(loaded, tokenizer, [ids], stop_ids=stop_ids, max_new_tokens=max_new_tokens)
     assert answers[0] is not None

@@ -153,7 +153,7 @@ def test_each_turn_of_a_chat_has_its_own_sum(tiny: Any) -> None:
 def test_answers_in_float32_are_the_same_alone_and_in_batches_of_sixteen(tiny: Any) -> None:
     model, tokenizer, rows = tiny
     prompts = [ids[: 8 + index] for index, (ids, _) in enumerate(rows[:20])]
-    stops = generation.stop_token_ids(model, tokenizer, set())
+    stops = generation.stop_token_ids(model, tokenizer)
     one, sixteen = (
         generation.answer(model, tokenizer, prompts, stop_ids=stops, max_new_tokens=24, batch_size=size)
         for size in (1, 16)

@@ -91,8 +91,9 @@ def test_200_real_rows_score_the_same_padded_packed_and_on_two_processes(referen
 
     rows = reference / "data" / "customer_support.train.jsonl"
     changes = [
-        f"data.test={{path: {rows}, limit: 200}}", "data.eval=null", "evaluation.limit=null", "evaluation.max_new_tokens=12",
-        "training.max_steps=2", "data.max_length=2048", "method=lora", "quantization=null", "evaluation.prompts=[]",
+        f"data.test={{path: {rows}, limit: 200}}", "data.eval=null", "evaluation.limit=null",
+        "evaluation.max_new_tokens=12", "training.max_steps=2", "data.max_length=2048", "method=lora",
+        "quantization=null", "evaluation.prompts=[]",
     ]  # fmt: skip
     recipe = load_recipe("customer_support", profiles=["smoke"], overrides=changes)
     train = [

@@ -17,7 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipe_kit import labels, modeling, run_dir
-from recipe_kit.errors import LabelError, ModelError, RunError
+from recipe_kit.errors import ModelError, RunError
 from recipe_kit.evaluation import generation, inference
 from recipe_kit.recipe import ModelSection, Recipe, load_recipe
 
@@ -78,7 +78,7 @@ class Chat:
 
     def stop_token_ids(self, which: Which) -> list[int]:
         """Tokens that end an answer: the model's and the tokenizer's own, and what the template ends a turn with."""
-        return generation.stop_token_ids(self.model(which), self.tokenizer, _turn_end(self.tokenizer))
+        return generation.stop_token_ids(self.model(which), self.tokenizer)
 
     @contextmanager
     def answering(self, which: Which) -> Iterator[PreTrainedModel]:
@@ -231,16 +231,6 @@ def _loading(name: str) -> Iterator[None]:
         raise ModelError(f"{name}: the GPU's memory does not hold these weights; try --precision nf4") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{name}: the weights cannot be loaded ({_first_line(error)})") from error
-
-
-def _turn_end(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The control token that the template writes after an answer; empty where there is none."""
-    turns: Any = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
-    try:
-        trained = [label for label in labels.encode(turns, tokenizer).labels if label != labels.IGNORED]
-    except LabelError:
-        return set()
-    return {*trained[-1:]} & {*labels.special_tokens(tokenizer).values()}
 
 
 def _unreachable(repo: str, error: Exception) -> str:

@@ -42,6 +42,7 @@ def main() -> None:
 
 
 for command in (
-    list_, new, show, diff, validate, plan, schema, formatters, preview, train, eval_, report, compare, sweep, chat, doctor,
+    list_, new, show, diff, validate, plan, schema, formatters, preview, train, eval_, report, compare, sweep, chat,
+    doctor,
 ):  # fmt: skip
     main.add_command(command)

@@ -16,7 +16,6 @@ from recipe_kit.evaluation.questions import questions, turns
 from recipe_kit.evaluation.scoring import ModelResults
 from recipe_kit.evaluation.work import Report, Work, measure_both
 from recipe_kit.evaluation.work import inference as inference
-from recipe_kit.labels import IGNORED, special_tokens
 from recipe_kit.metrics import check_options, get_metric
 from recipe_kit.recipe import Recipe, load_recipe
 from recipe_kit.run_dir import Metrics
@@ -123,10 +122,7 @@ def measure(
     count = min(value for value in (len(held_out.rows), limit, settings.limit) if value is not None)
     rows = held_out.rows.select(range(count))
     asked, has_prompts = questions(recipe, tokenizer, held_out, count)
-    trained = ([token for token in row if token != IGNORED] for row in rows["labels"][:64])
-    # A row that is cut off, or trained to its last token, may end in any token: only control tokens end a turn.
-    ends = {row[-1] for row in trained if row} & set(special_tokens(tokenizer).values())
-    stop_ids = generation.stop_token_ids(tuned, tokenizer, ends)
+    stop_ids = generation.stop_token_ids(tuned, tokenizer)
     quantize = recipe.method == "qlora" if quantize is None else quantize
     work = Work(recipe, tokenizer, rows, asked, stop_ids, precision, quantize, packed, report)
     if settings.metrics and not has_prompts:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from recipe_kit import labels
 from recipe_kit.errors import LabelError
 
 CPU_BATCH, LARGEST_BATCH = 8, 128
@@ -16,11 +17,21 @@ MEMORY_SHARE = 0.4  # of what a GPU has free, for the keys and values of a batch
 Answer = dict[str, Any]  # text, tokens: its length, stopped: whether it ended by itself
 
 
-def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trained: set[int]) -> list[int]:
-    """Tokens that end an answer: the model's own, the tokenizer's, and those its training turns ended with."""
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end an answer: the model's own, the tokenizer's, and the one its template writes after an answer."""
     own = model.generation_config.eos_token_id if model.generation_config else None
-    ids = {tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or []), *trained}
+    ids = {tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or []), *_turn_end(tokenizer)}
     return sorted(index for index in ids if index is not None)
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The control token that the template writes after an answer; empty where there is none."""
+    chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    try:
+        trained = [label for label in labels.encode(chat, tokenizer).labels if label != labels.IGNORED]
+    except LabelError:  # without a template, or with one that cannot be learnt from
+        return set()
+    return {*trained[-1:]} & {*labels.special_tokens(tokenizer).values()}
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> list[int]:
