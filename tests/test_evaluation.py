@@ -385,6 +385,37 @@ def test_an_unknown_metric_is_said_before_anything_is_loaded(tmp_path: Path) -> 
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_prompt_that_the_template_refuses_is_said_before_training(tmp_path: Path) -> None:
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+    settings = recipe(tmp_path, f"model.chat_template={json.dumps(template)}")
+    with_system = settings.model_copy(update={"data": settings.data.model_copy(update={"system": "Be kind."})})
+    with pytest.raises(LabelError, match=r"evaluation.prompts, prompt 1: .*no system role"):
+        train(with_system, runs_dir=tmp_path / "runs")
+    assert not list((tmp_path / "runs").iterdir())
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_measurement_that_fails_does_not_lose_what_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recipe_kit.evaluation import work
+
+    def no_memory(*args: Any, **kwargs: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 245.00 GiB.")
+
+    monkeypatch.setattr(work.perplexity, "row_losses", no_memory)
+    run = trained(tmp_path, "training.max_steps=1")
+    info = run_dir.require_finished(run)
+    assert info["notes"][-1].startswith("not evaluated (CUDA out of memory.")
+    monkeypatch.undo()
+    assert evaluate(run)["scores"]["perplexity"]["rows"] == 12
+
+
 def test_a_split_that_the_recipe_does_not_have_is_a_sentence(run: Path) -> None:
     with pytest.raises(RunError, match="name data.eval or data.test to measure on"):
         evaluate(run, split="test")

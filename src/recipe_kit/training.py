@@ -30,7 +30,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from recipe_kit import data, evaluation, modeling, proofs, provenance, run_dir, wiring
 from recipe_kit.arguments import check_method, training_arguments
-from recipe_kit.errors import ModelError, RunError
+from recipe_kit.errors import ModelError, RecipeKitError, RunError
 from recipe_kit.progress import ProgressLog, peak_memory_bytes
 from recipe_kit.recipe import Recipe, dump_recipe, recipe_digest
 from recipe_kit.run_dir import RunInfo
@@ -73,6 +73,7 @@ def train(
 
     report(f"reading rows for {recipe.name}")
     tokenizer = modeling.load_tokenizer(recipe.model)
+    evaluation.check_prompts(recipe, tokenizer)
     splits = data.prepare(recipe.data, tokenizer, report=report)
     for split in splits.values():
         report(_counts_line(split))
@@ -278,9 +279,14 @@ def _evaluate(trainer: trl.SFTTrainer, job: _Job) -> None:
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.accelerator.free_memory()
     train = None if job.recipe.data.streaming else job.splits["train"]
-    evaluation.measure(
-        job.run, job.recipe, job.tokenizer, model, held_out, job.precision, train=train, report=job.report
-    )
+    try:
+        evaluation.measure(
+            job.run, job.recipe, job.tokenizer, model, held_out, job.precision, train=train, report=job.report
+        )
+    except (RecipeKitError, torch.cuda.OutOfMemoryError) as error:  # what was trained is saved, and not lost by this
+        reason = str(error).splitlines()[0]
+        job.info["notes"].append(f"not evaluated ({reason}); run `recipe-kit eval` on this folder")
+        job.report(job.info["notes"][-1])
 
 
 def _find_resumed(recipe: Recipe, runs_dir: Path, resume: bool | str | Path) -> Path | None:

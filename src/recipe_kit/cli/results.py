@@ -9,11 +9,14 @@ from typing import Any
 import click
 
 from recipe_kit import run_dir
-from recipe_kit.cli._common import table
+from recipe_kit.cli._common import remark, table
+from recipe_kit.errors import RecipeKitError
 
 
 def show_results(run: Path, *, samples: int = 4) -> None:
-    """Print the run folder, the scores, and a few prompts with both answers."""
+    """Print the scores and a few prompts with both answers, and write the page that shows all of it."""
+    from recipe_kit.report import write_report
+
     if (run / run_dir.METRICS).is_file():
         metrics = run_dir.read_metrics(run)
         click.echo(metrics_table(metrics))
@@ -27,7 +30,12 @@ def show_results(run: Path, *, samples: int = 4) -> None:
         click.echo("\n" + side_by_side(line))
     if len(lines) > len(held_out) + len(own):
         click.echo(f"\n{len(lines) - len(held_out) - len(own)} more in {run / run_dir.SAMPLES}")
-    click.echo(f"\n{run}")
+    try:
+        page = f"\nreport: {write_report(run)}"
+    except RecipeKitError as error:  # the run is what matters
+        page = ""
+        remark(str(error))
+    click.echo(f"{page}\n{run}")
 
 
 def metrics_table(metrics: run_dir.Metrics) -> str:

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from recipe_kit import data, modeling, preview, provenance, run_dir
 from recipe_kit.errors import DataError, RecipeKitError, RunError
 from recipe_kit.evaluation import generation, judge, lm_tasks, scoring
-from recipe_kit.evaluation.questions import questions, turns
+from recipe_kit.evaluation.questions import own_prompts, questions, turns
 from recipe_kit.evaluation.scoring import ModelResults
 from recipe_kit.evaluation.work import Report, Work, measure_both
 from recipe_kit.evaluation.work import inference as inference
-from recipe_kit.metrics import check_options, get_metric
+from recipe_kit.metrics import check_options, get_metric, note
 from recipe_kit.recipe import Recipe, load_recipe
 from recipe_kit.run_dir import Metrics
 
@@ -84,6 +84,11 @@ def check(recipe: Recipe) -> None:
         lm_tasks.check(recipe.evaluation.lm_eval.tasks)
 
 
+def check_prompts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The chat template takes the recipe's fixed prompts. Raises LabelError, before hours of training, not after."""
+    own_prompts(recipe, tokenizer)
+
+
 def split_name(recipe: Recipe) -> str:
     """Which split a recipe is measured on, whether or not it has one."""
     return recipe.evaluation.split or ("test" if recipe.data.test is not None else "eval")
@@ -127,6 +132,9 @@ def measure(
     work = Work(recipe, tokenizer, rows, asked, stop_ids, precision, quantize, packed, report)
     if settings.metrics and not has_prompts:
         work.problems.append("metrics: these rows are plain text, without prompts to answer; only perplexity is taken")
+    for metric in settings.metrics if has_prompts else []:
+        if remark := note(metric.name, [question.reference for question in asked if question.reference]):
+            report(remark)  # before hours of answers, not after
     results, base_was_known = measure_both(work, tuned, fresh=fresh)
     seen = None if train is None else _seen(train, held_out, count, recipe)
     found = scoring.all_scores(results["base"], results["tuned"], asked, seen, settings, work.problems)

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from recipe_kit import data
+from recipe_kit.errors import LabelError
 from recipe_kit.evaluation.generation import prompt_ids
 from recipe_kit.labels.spans import TrainOn, trained_turns
 from recipe_kit.recipe import Recipe
@@ -50,11 +51,21 @@ def questions(
         row, turn, messages, reference = chats[place]
         ids = prompt_ids(tokenizer, messages)
         found.append(Question(row, turn, messages, reference, ids, place in shown))
+    return [*found, *own_prompts(recipe, tokenizer)], bool(chats)
+
+
+def own_prompts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[Question]:
+    """The prompts that the recipe names, each after its system prompt. Raises LabelError, naming the one at fault."""
     system = [{"role": "system", "content": recipe.data.system}] if recipe.data.system else []
-    for prompt in settings.prompts:
+    found = []
+    for number, prompt in enumerate(recipe.evaluation.prompts, 1):
         messages = [*system, {"role": "user", "content": prompt}]
-        found.append(Question(None, 0, messages, None, prompt_ids(tokenizer, messages), True))
-    return found, bool(chats)
+        try:
+            ids = prompt_ids(tokenizer, messages)
+        except LabelError as error:
+            raise LabelError(f"evaluation.prompts, prompt {number}: {error}") from error
+        found.append(Question(None, 0, messages, None, ids, True))
+    return found
 
 
 def spread(values: Sequence[int], number: int) -> list[int]:
