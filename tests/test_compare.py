@@ -178,6 +178,38 @@ def test_scores_of_a_part_of_the_rows_are_shown_by_the_name_of_the_part(two: Cal
     assert "perplexity, answer not in training (3 rows)" in as_text(two(scores={"groups": groups}))
 
 
+JUDGED = {"judge": {"model": "big", "pairs": 20, "win_share": estimate(0.75), "prompt_sha256": "ee"}}
+TASK = {
+    "documents_sha256": "ff",
+    "metrics": {"acc": {"base": {"value": 0.3, "stderr": 0.1}, "tuned": {"value": 0.5, "stderr": 0.1}}},
+}
+
+
+def test_verdicts_of_a_judge_and_tasks_are_scores_too(two: Callable[..., Comparison]) -> None:
+    text = as_text(two(scores={**JUDGED, "lm_eval": {"tasks": {"arc": TASK}}}))
+    assert "preferred to the base by big (20 pairs)" in text and "0.7500 [0.6750, 0.8250]" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("arc, acc (lm-eval)")]
+    assert "0.3000 [0.1040, 0.4960]" in line and "0.5000 [0.3040, 0.6960]" in line
+
+
+def test_another_judge_or_other_documents_are_marked(tmp_path: Path) -> None:
+    judges = {"judge": {**JUDGED["judge"], "model": "small"}}
+    runs = [
+        make_run(tmp_path / "a", scores={**JUDGED, "lm_eval": {"tasks": {"arc": TASK}}}),
+        make_run(tmp_path / "b", scores={**judges, "lm_eval": {"tasks": {"arc": {**TASK, "documents_sha256": "00"}}}}),
+    ]
+    assert [mark.text.split(" (compared")[0] for mark in compare_runs(runs).marks] == [
+        "judged otherwise: model is 'small' instead of 'big'",
+        "arc of lm-eval was asked otherwise: documents_sha256 is 00 instead of ff",
+    ]
+
+
+def test_what_could_not_be_measured_is_said_once_for_all_runs(tmp_path: Path) -> None:
+    problems = {"problems": ["metric bertscore: not installed"]}
+    runs = [make_run(tmp_path / name, scores=problems) for name in ("a", "b")]
+    assert "quickstart, a, quickstart, b: metric bertscore: not installed" in compare_runs(runs).remarks
+
+
 def test_metrics_without_intervals_are_shown_as_they_are(two: Callable[..., Comparison]) -> None:
     comparison = two(scores={"scores": {}})
     assert comparison.entries[1].scores["perplexity"].tuned.low is None

@@ -120,6 +120,7 @@ def compare_runs(
         entries.append(_entry(record, names[index], apart, price_per_hour))
     groups, more = group_by_seed(records)
     all_remarks += more
+    all_remarks += _problems(records, names)
     all_remarks += _unequal_evaluation(records, names)
     if price_per_hour is not None:
         all_remarks.append(cost_remark(price_per_hour))
@@ -130,6 +131,15 @@ def compare_runs(
         tuple(dict.fromkeys(all_remarks)),
         first,
     )
+
+
+def _problems(records: Sequence[RunRecord], names: Sequence[str]) -> list[str]:
+    """What the evaluations could not measure, each sentence once with the runs it is about."""
+    about: dict[str, list[str]] = {}
+    for record, name in zip(records, names, strict=True):
+        for problem in (record.metrics or {}).get("problems") or ():
+            about.setdefault(str(problem), []).append(name)
+    return [f"{', '.join(runs)}: {problem}" for problem, runs in about.items()]
 
 
 def _unequal_evaluation(records: Sequence[RunRecord], names: Sequence[str]) -> list[str]:

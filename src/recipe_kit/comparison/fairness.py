@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from recipe_kit.comparison.external import asked_otherwise
 from recipe_kit.comparison.runs import RunRecord
 
 TOKENS_APART = 0.01  # share by which the tokens of two trainings may differ
@@ -116,6 +117,10 @@ def _metric_settings(first: RunRecord, other: RunRecord) -> Iterator[str]:
             )
 
 
+def _asked_otherwise(first: RunRecord, other: RunRecord) -> Iterator[str]:
+    yield from asked_otherwise(first.metrics or {}, other.metrics or {})
+
+
 def _base_model(first: RunRecord, other: RunRecord) -> Iterator[str]:
     mine, theirs = other.info["model"], first.info["model"]
     if mine.get("id") != theirs.get("id"):
@@ -197,6 +202,7 @@ _OF_SCORES: tuple[tuple[str, Affects, _Check], ...] = (
     ("held-out rows", "scores", _held_out_rows),
     ("decoding", "scores", _decoding),
     ("metric settings", "scores", _metric_settings),
+    ("judge or task", "scores", _asked_otherwise),
     ("base model", "all", _base_model),
     ("precision", "scores", _precision),
 )

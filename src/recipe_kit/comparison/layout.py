@@ -56,6 +56,8 @@ def legend(comparison: Comparison) -> list[str]:
     entries = comparison.entries
     if any(part.tuned.low is not None for entry in entries for part in entry.scores.values()):
         found.append("[low, high]: 95 % bootstrap interval over held-out rows.")
+    if any(name.startswith("lm_eval/") for entry in entries for name in entry.scores):
+        found.append("Of lm-eval: 1.96 standard errors to each side.")
     if comparison.has_seeds:
         found.append("(low–high, sd): lowest, highest and sample standard deviation over the n seeds, not over rows.")
     if comparison.first is not None and len(entries) > 1:

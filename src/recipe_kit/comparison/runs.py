@@ -87,7 +87,7 @@ def _read(folder: Path) -> tuple[RunRecord, str]:
     except RunError as error:
         if (folder / run_dir.METRICS).exists():
             missing = missing or f"has no scores: {error}"
-    if metrics is not None and not (metrics.get("scores") or "tuned" in metrics):
+    if metrics is not None and not (metrics.get("scores") or metrics.get("tuned")):
         missing = missing or "was evaluated without any score"
     if metrics is None and not missing:
         missing = f"was not evaluated; `recipe-kit eval {folder}` does it"

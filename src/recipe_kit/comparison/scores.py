@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from recipe_kit import metrics, run_dir
+from recipe_kit.comparison.external import external_scores
 from recipe_kit.comparison.runs import RunRecord
 from recipe_kit.errors import RecipeKitError, RunError
 from recipe_kit.metrics import Statistics
@@ -69,11 +70,12 @@ def score_parts(record: RunRecord) -> dict[str, ScorePart]:
             if part is not None:
                 label = f"{part.label}, {group} ({content.get('rows')} rows)"
                 parts[f"{group}/{name}"] = ScorePart(label, part.higher_is_better, part.base, part.tuned)
-    if not parts and "tuned" in found:
+    if not parts and found.get("tuned"):
         base = found.get("base")
         parts["perplexity"] = ScorePart(
             "perplexity", False, base and Estimate(base["perplexity"]), Estimate(found["tuned"]["perplexity"])
         )
+    parts |= {name: _part(entry, name) for name, entry in external_scores(found).items()}
     return {name: part for name, part in parts.items() if part is not None}
 
 
