@@ -89,9 +89,9 @@ def make_run(
     run_dir.write_json(folder / "run.json", run)
     run_dir.write_json(folder / "metrics.json", found)
     lines = [
-        {"row": row, "digest": f"{row:04}", "reference": "the right answer",
-         "tuned": {"loss_sum": loss, "tokens": 10, "text": (texts or ["an answer"] * ROWS)[row], "answer_tokens": 3,
-                   "stopped": True, "scores": {}}}
+        {"row": row, "digest": f"{row:04}", "tuned": {"loss_sum": loss, "tokens": 10}, "answers": [
+            {"turn": 0, "reference": "the right answer",
+             "tuned": {"text": (texts or ["an answer"] * ROWS)[row], "tokens": 3, "stopped": True, "scores": {}}}]}
         for row, loss in enumerate(losses)
     ]  # fmt: skip
     (folder / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

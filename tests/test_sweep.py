@@ -285,7 +285,9 @@ def finished_run(
     run_dir.write_json(folder / "run.json", info)
     run_dir.write_json(folder / "metrics.json", metrics)
     (folder / "recipe.yaml").write_text(dump_recipe(trial.recipe))
-    lines = [{"row": i, "digest": str(i), "tuned": {"loss_sum": x, "tokens": 10}} for i, x in enumerate(sums)]
+    lines = [
+        {"row": i, "digest": str(i), "tuned": {"loss_sum": x, "tokens": 10}, "answers": []} for i, x in enumerate(sums)
+    ]
     (folder / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     log = [{"step": step, "eval_loss": value} for step, value in (curve or {}).items()]
     (folder / "training_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
@@ -457,7 +459,10 @@ def two_tried(tmp_path: Path, planned: Callable[..., SweepPlan], gap: float) -> 
         folder = finished_run(tmp_path / "runs" / str(number), trial, loss)
         if number == 2:
             sums = [10 * (loss + spread) for spread in (0.0, -0.3, 0.3, 0.0)]
-            lines = [{"row": i, "digest": str(i), "tuned": {"loss_sum": x, "tokens": 10}} for i, x in enumerate(sums)]
+            lines = [
+                {"row": i, "digest": str(i), "tuned": {"loss_sum": x, "tokens": 10}, "answers": []}
+                for i, x in enumerate(sums)
+            ]
             (folder / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         loss_of = held_out_loss(json.loads((folder / "metrics.json").read_text()))
         found.append(Tried(number, settings, trial.digest, "finished", str(folder), loss_of, {}))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from recipe_kit.metrics import Statistics
 
 Row = dict[str, Any]
 _LOSSES = {"perplexity": ("loss_sum", "tokens"), "perplexity_all_tokens": ("all_loss_sum", "all_tokens")}
-_OF_ANSWERS = {"stop_rate": "stopped", "answer_tokens": "answer_tokens"}
+_OF_ANSWERS = {"stop_rate": "stopped", "answer_tokens": "tokens"}
 _EQUAL = 1e-6  # relative; above it a number recomputed from rows is not the one that was reported
 
 
@@ -124,22 +123,35 @@ def differences(first: RunRecord, other: RunRecord, *, seed: int = 42) -> tuple[
 
 
 def _paired_rows(first: RunRecord, other: RunRecord) -> tuple[list[Row], list[Row]]:
-    """The tuned parts of the rows of both runs, in the same order. Raises RunError where they are not the same."""
+    """The tuned parts of the rows of both runs, in the same order. Raises RunError where they are not the same.
+
+    Answers are left out where the two runs did not answer the same prompts.
+    """
     mine, theirs = _read_rows(other), _read_rows(first)
-    if [row.get("digest") for row in mine] != [row.get("digest") for row in theirs]:
+    if [row["digest"] for row in mine] != [row["digest"] for row in theirs]:
         raise RunError(
             f"{other.folder / run_dir.SCORES} has other rows than that of {first.folder}, so no paired difference"
         )
+    for one, another in zip(mine, theirs, strict=True):
+        if [answer["turn"] for answer in one["answers"]] != [answer["turn"] for answer in another["answers"]]:
+            return [{**row, "answers": []} for row in theirs], [{**row, "answers": []} for row in mine]
     return theirs, mine
 
 
 def _read_rows(record: RunRecord) -> list[Row]:
     path = record.folder / run_dir.SCORES
+    if not path.is_file():
+        raise RunError(f"{path}: not there, so no paired difference; `recipe-kit eval {record.folder}`")
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [{**line["tuned"], "digest": line["digest"], "reference": line.get("reference")} for line in lines]
-    except FileNotFoundError as error:
-        raise RunError(f"{path}: not there, so no paired difference; `recipe-kit eval {record.folder}`") from error
+        return [
+            {
+                **line["tuned"],
+                "digest": line["digest"],
+                "answers": [{**answer["tuned"], "turn": answer["turn"], "reference": answer["reference"] or ""}
+                            for answer in line["answers"]],
+            }
+            for line in run_dir.read_lines(path)
+        ]  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: cannot be read ({error}), so no paired difference") from error
 
@@ -151,17 +163,22 @@ def _statistics(rows: Sequence[Row], name: str) -> Statistics | None:
         counted = [row for row in rows if row.get(tokens)]
         sums, counts = [row[losses] for row in counted], [row[tokens] for row in counted]
         return metrics.ratio(sums, counts, np.exp) if counted and all(map(math.isfinite, sums)) else None
-    values = [value for value in map(_value_of(name), rows) if value is not None]
-    return metrics.mean(values) if values and all(map(math.isfinite, values)) else None
+    answers = _scored_answers(rows)
+    values = [_value_of(answer, name) for _, answer in answers]
+    if not answers or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        return None
+    return metrics.grouped(metrics.mean(values), [row for row, _ in answers])
 
 
-def _value_of(name: str) -> Callable[[Row], Any]:
-    def value(row: Row) -> Any:
-        if name in _OF_ANSWERS:
-            return row.get(_OF_ANSWERS[name]) if (row.get("reference") or "").strip() else None
-        return (row.get("scores") or {}).get(name)
+def _scored_answers(rows: Sequence[Row]) -> list[tuple[int, Row]]:
+    """The answers that have a reference, each with the place of its row."""
+    return [
+        (place, answer) for place, row in enumerate(rows) for answer in row["answers"] if answer["reference"].strip()
+    ]
 
-    return value
+
+def _value_of(answer: Row, name: str) -> Any:
+    return answer.get(_OF_ANSWERS[name]) if name in _OF_ANSWERS else (answer.get("scores") or {}).get(name)
 
 
 def _from_texts(
@@ -170,24 +187,25 @@ def _from_texts(
     """Scores computed again by the recipe's own metrics; those of a metric that fails are not there."""
     specs = record.recipe.evaluation.metrics if record.recipe else []
     specs = sorted(specs, key=lambda spec: not any(name.startswith(spec.name) for name in names))
-    answered = [
-        (mine, theirs)
-        for mine, theirs in zip(*pairs, strict=True)
-        if mine.get("text") is not None and theirs.get("text") is not None and mine.get("reference")
-    ]
-    references = [mine["reference"] for mine, _ in answered]
+    both_answers = [_scored_answers(rows) for rows in pairs]
+    places = [row for row, _ in both_answers[0]]
+    references = [answer["reference"] for _, answer in both_answers[0]]
     found: dict[str, tuple[Statistics, Statistics]] = {}
     for spec in specs:
-        if not answered or all(name in found for name in names):
+        if not places or all(name in found for name in names):
             break
         try:
-            both = [
-                metrics.score(spec.name, spec.options, [pair[which]["text"] for pair in answered], references)
-                for which in (0, 1)
-            ]
+            first, other = (
+                metrics.score(spec.name, spec.options, [answer["text"] for _, answer in answers], references)
+                for answers in both_answers
+            )
         except RecipeKitError:
             continue
-        found |= {name: (both[0][name].statistics, both[1][name].statistics) for name in both[0] if name in both[1]}
+        for name in first.keys() & other.keys():
+            found[name] = (
+                metrics.grouped(first[name].statistics, places),
+                metrics.grouped(other[name].statistics, places),
+            )
     return found
 
 
