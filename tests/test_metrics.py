@@ -23,6 +23,7 @@ from recipe_kit.metrics import (
     compare,
     estimate,
     get_metric,
+    grouped,
     mean,
     metric,
     metric_names,
@@ -608,3 +609,10 @@ def test_memory_stays_small_for_many_rows():
         tracemalloc.stop()
     assert found["low"] < found["value"] < found["high"]
     assert peak < 40 * 2**20  # with all 60 resamples at once it would be more than 48
+
+
+def test_answers_of_one_chat_are_summed_into_one_row_and_the_score_stays_the_same() -> None:
+    answers = mean([1.0, 0.0, 0.5, 1.0])
+    chats = grouped(answers, [7, 7, 9, 7])
+    assert chats.rows.tolist() == [[2.0, 3.0], [0.5, 1.0]]
+    assert chats.value() == answers.value() == 0.625
