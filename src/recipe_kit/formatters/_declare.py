@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import UnionType
-from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
+from typing import Any, Protocol, TypeVar
 
 from recipe_kit.errors import FormatError, RegistryError
-from recipe_kit.formatters._example import Example, Row, check_example, shown
+from recipe_kit.formatters._example import Example, Row, check_example
+from recipe_kit.options import REQUIRED as REQUIRED
+from recipe_kit.options import Option as Option
+from recipe_kit.options import listed, option_problems, options_of, shown
 from recipe_kit.registry import Registry
 from recipe_kit.suggest import did_you_mean, nearest
 
 AnyFormatter = TypeVar("AnyFormatter", bound=Callable[..., Example])
-REQUIRED: Any = inspect.Parameter.empty
 _MARK = "__recipe_kit_formatter__"
 
 
@@ -23,15 +23,6 @@ class Formatter(Protocol):
     """A function of one row. Options are its keyword arguments; a plain function is one, decorated or not."""
 
     def __call__(self, row: Row, /, *args: Any, **options: Any) -> Example: ...
-
-
-@dataclass(frozen=True)
-class Option:
-    """A keyword of a formatter. `default` is REQUIRED when there is none; `type` is its annotation as written."""
-
-    name: str
-    type: str
-    default: Any
 
 
 @dataclass(frozen=True)
@@ -166,24 +157,9 @@ def bind(
 def check_options(function: Formatter, options: Mapping[str, Any]) -> None:
     """FormatError naming every option that is unknown, missing or of the wrong type."""
     declared = declaration(function)
-    known = {option.name: option for option in declared.options}
-    problems = []
-    for name, value in options.items():
-        if name not in known:
-            if not declared.open_options:
-                problems.append(
-                    f"the {declared.name} formatter has no option {name!r}"
-                    + (did_you_mean(name, known) or f"; it has {_listed(known) or 'none'}")
-                )
-        elif not _fits(value, _annotation(function, name)):
-            problems.append(
-                f"option {name!r} of the {declared.name} formatter takes {known[name].type}, got {shown(value)}"
-            )
-    problems += [
-        f"the {declared.name} formatter needs option {name!r}"
-        for name, option in known.items()
-        if option.default is REQUIRED and name not in options
-    ]
+    problems = option_problems(
+        f"{declared.name} formatter", function, declared.options, declared.open_options, options
+    )
     if problems:
         raise FormatError("; ".join(problems))
 
@@ -194,13 +170,13 @@ def check_columns(
     """FormatError unless every column the formatter needs is available, after renaming by `columns`."""
     declared = declaration(function)
     available, columns = list(available_columns), columns or {}
-    have = f"the rows have {_listed(available) or 'no columns'}"
+    have = f"the rows have {listed(available) or 'no columns'}"
     known = (*declared.columns, *declared.optional_columns)
     for ours, theirs in columns.items():
         if known and ours not in known:
             raise FormatError(
                 f"the {declared.name} formatter has no column {ours!r}, named in data.formatter.columns"
-                + (did_you_mean(ours, known) or f"; it has {_listed(known)}"),
+                + (did_you_mean(ours, known) or f"; it has {listed(known)}"),
                 column=ours,
             )
         if theirs not in available:
@@ -215,8 +191,8 @@ def check_columns(
         mapping = ", ".join(f"{name}: {near or '<your column>'}" for name, near in guesses.items())
         near_names = [near for near in guesses.values() if near]
         raise FormatError(
-            f"the {declared.name} formatter needs column{'s' * (len(missing) > 1)} {_listed(missing)}; {have}"
-            + (f"; did you mean {_listed(near_names)}?" if near_names else ".")
+            f"the {declared.name} formatter needs column{'s' * (len(missing) > 1)} {listed(missing)}; {have}"
+            + (f"; did you mean {listed(near_names)}?" if near_names else ".")
             + f" Set data.formatter.columns: {{{mapping}}}",
             column=missing[0],
         )
@@ -229,54 +205,5 @@ def _declare(
     optional_columns: tuple[str, ...],
     example: Row | None,
 ) -> Declaration:
-    parameters = list(inspect.signature(function).parameters.values())[1:]  # the first is the row
-    options = [
-        Option(p.name, _written(p.annotation), p.default)
-        for p in parameters
-        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return Declaration(
-        name, columns, optional_columns, tuple(options), any(p.kind is p.VAR_KEYWORD for p in parameters), example
-    )
-
-
-def _written(annotation: Any) -> str:
-    if annotation is REQUIRED:
-        return "Any"
-    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)
-
-
-def _annotation(function: Any, option: str) -> Any:
-    """An option's type; Any where it is not written or names something that is imported for type checkers only."""
-    written = getattr(function, "__annotations__", {}).get(option, Any)
-    if not isinstance(written, str):
-        return written
-    try:
-        return eval(written, vars(sys.modules[function.__module__]))
-    except Exception:  # an annotation we cannot read is no reason to refuse a value
-        return Any
-
-
-def _fits(value: object, annotation: Any) -> bool:
-    """Whether a value from a YAML file may be given for an annotation; what cannot be judged here is let through."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (Union, UnionType):
-        return any(_fits(value, choice) for choice in arguments)
-    if origin is Literal:
-        return value in arguments
-    if origin in (tuple, list, Sequence):
-        items = [choice for choice in arguments if choice is not Ellipsis]
-        return isinstance(value, list | tuple) and all(any(_fits(item, kind) for kind in items) for item in value)
-    if annotation is None or annotation is type(None):
-        return value is None
-    if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation in (str, bool):
-        return isinstance(value, annotation)
-    return True
+    options, is_open = options_of(function, data=1)
+    return Declaration(name, columns, optional_columns, options, is_open, example)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypeAlias, TypedDict, cast
 
 from recipe_kit.errors import FormatError
+from recipe_kit.options import shown
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -133,11 +134,3 @@ def _check_unicode(text: str, place: str, column: str) -> None:
         raise FormatError(
             f"{place} holds half of a surrogate pair at character {error.start}: not valid Unicode text", column=column
         ) from error
-
-
-def shown(value: object) -> str:
-    """A value for an error message: short, and with its type where that helps."""
-    if value is None or isinstance(value, bool):
-        return repr(value)
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

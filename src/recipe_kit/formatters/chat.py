@@ -7,7 +7,8 @@ from typing import Any
 
 from recipe_kit.errors import FormatError
 from recipe_kit.formatters._declare import formatter
-from recipe_kit.formatters._example import Message, MessagesExample, Row, check_messages, shown
+from recipe_kit.formatters._example import Message, MessagesExample, Row, check_messages
+from recipe_kit.options import shown
 
 SHAREGPT_ROLES = {
     "human": "user",

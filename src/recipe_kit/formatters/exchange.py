@@ -15,11 +15,11 @@ from recipe_kit.formatters._example import (
     PromptCompletionExample,
     Row,
     assistant,
-    shown,
     text_cell,
     user,
 )
 from recipe_kit.formatters.chat import read_messages
+from recipe_kit.options import shown
 
 
 @formatter(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -11,11 +10,9 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from recipe_kit.errors import MetricError, RegistryError
-from recipe_kit.formatters._declare import REQUIRED, Option, _annotation, _fits, _listed, _written
-from recipe_kit.formatters._example import shown
 from recipe_kit.metrics._statistics import Array, Scored, Statistics, mean
+from recipe_kit.options import option_problems, options_of, shown
 from recipe_kit.registry import Registry
-from recipe_kit.suggest import did_you_mean
 
 Numbers: TypeAlias = Sequence[float] | Array
 Result: TypeAlias = Numbers | Statistics | Mapping[str, Numbers] | Mapping[str, Statistics]
@@ -93,22 +90,8 @@ def declaration(function: Metric) -> Declaration:
 
 def check_options(function: Metric, options: Mapping[str, Any]) -> None:
     """MetricError naming every option that is unknown, missing or of the wrong type."""
-    name, (known, open_options) = declaration(function).name, _options(function)
-    problems = []
-    for option, value in options.items():
-        if option not in known:
-            if not open_options:
-                problems.append(
-                    f"the {name} metric has no option {option!r}"
-                    + (did_you_mean(option, known) or f"; it has {_listed(known) or 'none'}")
-                )
-        elif not _fits(value, _annotation(function, option)):
-            problems.append(f"option {option!r} of the {name} metric takes {known[option].type}, got {shown(value)}")
-    problems += [
-        f"the {name} metric needs option {option.name!r}"
-        for option in known.values()
-        if option.default is REQUIRED and option.name not in options
-    ]
+    known, is_open = options_of(function, data=2)  # after answers and references
+    problems = option_problems(f"{declaration(function).name} metric", function, known, is_open, options)
     if problems:
         raise MetricError("; ".join(problems))
 
@@ -153,20 +136,9 @@ def score(
     }
 
 
-def _options(function: Metric) -> tuple[dict[str, Option], bool]:
-    """The options by name, and whether any other keyword is taken too."""
-    parameters = list(inspect.signature(function).parameters.values())[2:]  # after answers and references
-    known = {
-        p.name: Option(p.name, _written(p.annotation), p.default)
-        for p in parameters
-        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-    }
-    return known, any(p.kind is p.VAR_KEYWORD for p in parameters)
-
-
 def _settings(function: Metric, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the number: what the metric describes, or where it comes from, and every option it was run with."""
-    chosen = {option.name: option.default for option in _options(function)[0].values()} | dict(options)
+    chosen = {option.name: option.default for option in options_of(function, data=2)[0]} | dict(options)
     describe = declaration(function).describe
     described = describe(**chosen) if describe else {"origin": registry.origin(name)}
     # As it will be read from a file again: a default that JSON does not know is kept as its text.
