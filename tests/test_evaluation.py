@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from recipe_kit import data, modeling, run_dir
-from recipe_kit.errors import LabelError, MetricError, RunError
+from recipe_kit.errors import LabelError, MetricError, ModelError, RunError
 from recipe_kit.evaluation import evaluate, generation, perplexity
 from recipe_kit.recipe import Recipe, load_recipe
 from recipe_kit.training import train
@@ -68,9 +68,9 @@ def tiny(tmp_path: Path) -> Iterator[tuple[Any, Any, list[tuple[list[int], list[
     yield model, tokenizer, [(row["input_ids"], row["labels"]) for row in rows]
 
 
-def plain_loss(model: Any, rows: list[tuple[list[int], list[int]]]) -> tuple[float, int]:
+def plain_loss(model: Any, rows: list[tuple[list[int], list[int]]], *, double: bool = True) -> tuple[float, int]:
     """Sum over the rows' trained tokens and their number: one row at a time, in float64, from all logits."""
-    model = model.double()
+    model = model.double() if double else model
     total, count = 0.0, 0
     for ids, labels in rows:
         with torch.no_grad():
@@ -139,6 +139,78 @@ def test_a_head_that_caps_its_logits_is_used_as_the_model_uses_it() -> None:
     with torch.no_grad():
         uncapped = model.lm_head(model.model(input_ids=torch.tensor([rows[0][0]])).last_hidden_state)
     assert uncapped.abs().max() > 0.5  # the cap did something
+
+
+def small(kind: str) -> Any:
+    """A tiny random model of another architecture, in float32."""
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        MixtralConfig,
+        MixtralForCausalLM,
+        OPTConfig,
+        OPTForCausalLM,
+    )
+
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        return GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=2, initializer_range=0.5)).eval()
+    if kind == "opt":
+        config = OPTConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, ffn_dim=48, num_attention_heads=2,
+                           word_embed_proj_dim=32, init_std=0.5)  # fmt: skip
+        return OPTForCausalLM(config).eval()
+    config = MixtralConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=4, initializer_range=0.5,
+    )  # fmt: skip
+    return MixtralForCausalLM(config).eval()
+
+
+SHORT_ROWS = [([5, 7, 9, 11, 17, 3, 8], [-100, -100, 9, 11, 17, 3, 8]), ([6, 40, 41], [-100, -100, 41])]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "mixtral"])
+def test_architectures_whose_decoders_return_other_things_are_measured_right(kind: str) -> None:
+    model = small(kind)
+    found = perplexity.row_losses(model, SHORT_ROWS, pad_id=0)
+    total, _ = plain_loss(model, SHORT_ROWS, double=kind != "mixtral")  # its experts compute in 16 or 32 bits
+    assert sum(row.answer_sum for row in found) == pytest.approx(total, rel=1e-5)
+
+
+def test_packed_rows_of_a_model_that_takes_no_boundaries_are_refused() -> None:
+    rows = [(ids, ids) for ids, _ in SHORT_ROWS]
+    with pytest.raises(ModelError, match="rows of opt see each other when laid one after another"):
+        perplexity.check_packed(small("opt"), rows, pad_id=0)
+    perplexity.check_packed(small("mixtral"), rows, pad_id=0)
+
+
+def test_rows_that_do_not_fit_together_are_taken_in_halves(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer, rows = tiny
+    whole = perplexity.row_losses(model, rows[:9], pad_id=tokenizer.pad_token_id)
+    losses = perplexity._token_losses
+
+    def small_memory(model: Any, rows: Any, *rest: Any) -> Any:
+        if len(rows) > 2:
+            raise torch.cuda.OutOfMemoryError("no")
+        return losses(model, rows, *rest)
+
+    monkeypatch.setattr(perplexity, "_token_losses", small_memory)
+    halves = perplexity.row_losses(model, rows[:9], pad_id=tokenizer.pad_token_id)
+    assert [row.answer_sum for row in halves] == pytest.approx([row.answer_sum for row in whole])
+
+
+def test_answers_are_the_likeliest_tokens_whatever_the_models_own_configuration_says(tiny: Any) -> None:
+    model, tokenizer, rows = tiny
+    prompts = [ids[:20] for ids, _ in rows[:6]]
+
+    def answers() -> list[Any]:
+        return generation.answer(model, tokenizer, prompts, stop_ids=[1], max_new_tokens=16)
+
+    plain = answers()
+    model.generation_config.repetition_penalty = 1.8
+    model.generation_config.num_beams = 3
+    assert answers() == plain
+    assert model.generation_config.num_beams == 3
 
 
 def test_each_turn_of_a_chat_has_its_own_sum(tiny: Any) -> None:
@@ -243,6 +315,20 @@ def test_a_full_fine_tune_does_not_load_a_base_that_is_known(tmp_path: Path, mon
     assert len(loaded) == 1 and loaded[0].endswith("/model")
 
 
+@pytest.mark.parametrize("change", ["lora.init_lora_weights=pissa", "lora.bias=all"])
+def test_an_adapter_that_changes_the_base_is_compared_with_the_real_one(
+    shared_run: Path, tmp_path: Path, change: str
+) -> None:
+    base = run_dir.read_metrics(shared_run)["base"]
+    assert run_dir.read_metrics(trained(tmp_path, change))["base"] == pytest.approx(base, rel=1e-5)
+
+
+def test_full_weights_under_mixed_precision_score_the_same_after_training_and_later(tmp_path: Path) -> None:
+    run = trained(tmp_path, "method=full", "lora=null", "training.bf16=true", "training.max_steps=2")
+    after = run_dir.read_metrics(run)
+    assert evaluate(run)["tuned"] == pytest.approx(after["tuned"], rel=1e-6) and after["precision"] == "float32"
+
+
 def test_packed_rows_have_the_same_perplexity(run: Path) -> None:
     padded, packed = evaluate(run), evaluate(run, packed=True)
     for which in ("base", "tuned"):
@@ -274,6 +360,7 @@ def test_answers_that_were_also_learnt_are_reported_apart(tmp_path: Path) -> Non
         "answer also in training": 1,
         "answer not in training": 1,
     }
+    assert [group["scores"]["perplexity"]["rows"] for group in groups.values()] == [1, 1]
     losses = [row["tuned"]["loss_sum"] / row["tuned"]["tokens"] for row in run_dir.read_lines(run / run_dir.SCORES)]
     seen, unseen = (group["scores"]["perplexity"]["tuned"]["value"] for group in groups.values())
     assert [seen, unseen] == pytest.approx([math.exp(loss) for loss in losses])
@@ -322,6 +409,22 @@ def broken(answers: list[str], references: list[str]) -> list[float]:
     return [1 / 0 for _ in answers]
 
 
+def test_two_metrics_of_one_name_are_said_not_mixed_up(run: Path) -> None:
+    metrics = evaluate(run, overrides=["evaluation.metrics=[rouge, {name: rouge, options: {use_stemmer: false}}]"])
+    assert "metric rouge: there is a score 'rouge1' already; this one was left out" in metrics["problems"]
+    assert metrics["scores"]["rouge1"]["settings"]["options"]["use_stemmer"] is True
+
+
+def test_what_a_metric_prints_is_no_part_of_the_result(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    evaluate(run, overrides=["evaluation.metrics=[tests.test_evaluation:chatty]"])
+    assert capfd.readouterr().out == ""
+
+
+def chatty(answers: list[str], references: list[str]) -> list[float]:
+    print("look at me")
+    return [1.0 for _ in answers]
+
+
 def test_a_metric_of_your_own_is_scored_by_module_and_attribute(run: Path) -> None:
     metrics = evaluate(run, overrides=["evaluation.metrics=[tests.test_evaluation:is_short]"])
     entry = metrics["scores"]["is_short"]
@@ -342,7 +445,7 @@ def test_a_loss_that_is_not_a_number_is_said_and_the_answers_are_kept(run: Path)
     metrics = evaluate(run)
     assert any("the tuned model's loss is not a number on 12 of 12 rows" in text for text in metrics["problems"])
     assert "perplexity" not in metrics["scores"] and "tuned" not in metrics
-    assert "NaN" not in (run / run_dir.METRICS).read_text()
+    assert "NaN" not in (run / run_dir.METRICS).read_text() + (run / run_dir.SCORES).read_text()
 
 
 def test_prompts_that_are_too_long_are_counted_and_the_others_answered(run: Path) -> None:
@@ -377,6 +480,24 @@ def test_a_recipe_without_metrics_answers_only_what_is_kept_to_read(run: Path) -
 def test_only_the_evaluation_of_a_finished_run_can_be_changed(run: Path) -> None:
     with pytest.raises(RunError, match="a finished run cannot be changed; set values of `evaluation` only"):
         evaluate(run, overrides=["training.learning_rate=1"])
+
+
+def test_training_rows_that_have_changed_cost_the_groups_alone(tmp_path: Path) -> None:
+    rows = [{"instruction": f"question {i}", "response": f"answer {i % 3}"} for i in range(12)]
+    for name, lines in (("train", rows), ("test", [{"instruction": "new", "response": "answer 1"}, *rows[:1]])):
+        text = "\n".join(map(json.dumps, lines)).replace("question 0", f"question {name}")
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    run = trained(
+        tmp_path, f"data.train={{path: {tmp_path}/train.jsonl}}", "data.eval=null",
+        f"data.test={{path: {tmp_path}/test.jsonl}}", "training.max_steps=1",
+    )  # fmt: skip
+    (tmp_path / "train.jsonl").write_text(json.dumps(rows[0]), encoding="utf-8")
+    metrics = evaluate(run)
+    assert metrics["problems"] == [
+        "groups: answers that were also learnt are not told apart, for the training rows have changed"
+    ]
+    (tmp_path / "train.jsonl").unlink()
+    assert "are not told apart (" in evaluate(run)["problems"][0] and metrics["scores"]["perplexity"]["rows"] == 2
 
 
 def test_an_unknown_metric_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
@@ -414,6 +535,18 @@ def test_a_measurement_that_fails_does_not_lose_what_was_trained(
     assert info["notes"][-1].startswith("not evaluated (CUDA out of memory.")
     monkeypatch.undo()
     assert evaluate(run)["scores"]["perplexity"]["rows"] == 12
+
+
+def test_a_bug_while_measuring_keeps_its_traceback_and_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recipe_kit.evaluation import work
+
+    monkeypatch.setattr(work.perplexity, "row_losses", lambda *a, **k: {}["nothing"])
+    with pytest.raises(KeyError):
+        trained(tmp_path, "training.max_steps=1")
+    info = run_dir.require_finished(run_dir.find(tmp_path / "runs" / "tiny"))
+    assert info["notes"][-1].startswith("not evaluated (")
 
 
 def test_a_split_that_the_recipe_does_not_have_is_a_sentence(run: Path) -> None:

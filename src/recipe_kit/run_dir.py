@@ -20,6 +20,7 @@ A run is finished when `run.json` says so; it is written last.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -159,6 +160,17 @@ def check_writable(runs_dir: Path) -> None:
         raise RunError(_not_writable(runs_dir, error)) from error
 
 
+def check_changeable(run: Path) -> None:
+    """Raises RunError when files of a run folder cannot be written; asked before anything slow."""
+    try:
+        with tempfile.TemporaryFile(dir=run):
+            pass
+    except OSError as error:
+        raise RunError(
+            f"cannot write {run}: {error.strerror or error}; copy the run folder to a place you own"
+        ) from error
+
+
 def find(source: str | Path) -> Path:
     """The run folder a user means: the folder itself, or `latest` in it. Raises RunError."""
     run = Path(source)
@@ -218,12 +230,12 @@ def weights(run: Path, method: str) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Write beside and move into place: a reader sees the old file or the new one, never half of one."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_lines(path: Path, lines: Iterable[Any]) -> None:
     """Write one JSON value a line, beside and moved into place."""
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(path, "".join(json.dumps(_finite(line), ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -231,6 +243,15 @@ def read_lines(path: Path) -> list[Any]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for every number that JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def write_text(path: Path, text: str) -> None:

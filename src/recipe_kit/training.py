@@ -90,6 +90,8 @@ def train(
     try:
         _run(job, state, resumed=continued is not None)
     except BaseException as error:
+        if info["status"] == "finished":
+            raise
         info["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         info["error"] = provenance.without_tokens(str(error).splitlines()[0] if str(error) else type(error).__name__)
         if state.is_main_process:
@@ -196,14 +198,16 @@ def _run(job: _Job, state: PartialState, *, resumed: bool) -> None:
         info["training"]["streamed_rows"] = dict(job.streamed)
     report(f"saving to {job.weights}")
     _save(trainer, job.tokenizer, job.weights)
-    _evaluate(trainer, job)
+    bug = _evaluate(trainer, job)
+    info["training"]["wall_seconds"] = round(time.monotonic() - started, 3)
+    info["status"] = "finished"
+    info["finished_at"] = provenance.now()
     if state.is_main_process:
-        info["training"]["wall_seconds"] = round(time.monotonic() - started, 3)
-        info["status"] = "finished"
-        info["finished_at"] = provenance.now()
         run_dir.write_json(run / run_dir.RUN, info)
         run_dir.point_latest(run)
     state.wait_for_everyone()
+    if bug is not None:
+        raise bug
 
 
 def _prove_isolation(trainer: trl.SFTTrainer, job: _Job) -> None:
@@ -267,15 +271,17 @@ def _save(trainer: trl.SFTTrainer, tokenizer: PreTrainedTokenizerBase, folder: P
             (folder / leftover).unlink(missing_ok=True)
 
 
-def _evaluate(trainer: trl.SFTTrainer, job: _Job) -> None:
+def _evaluate(trainer: trl.SFTTrainer, job: _Job) -> BaseException | None:
+    """Measure what was trained; a bug on the way is returned, to be raised once the run is finished."""
     held_out = job.splits.get(evaluation.split_name(job.recipe))
     if held_out is None or not job.recipe.evaluation.after_training:
-        return
+        return None
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         job.info["notes"].append("sharded weights are not evaluated in place: run `recipe-kit eval` on this folder")
         job.report(job.info["notes"][-1])
-        return
-    model = trainer.accelerator.unwrap_model(trainer.model)
+        return None
+    # Without mixed precision's wrapper, which full weights would keep and their base does not have.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.accelerator.free_memory()
     train = None if job.recipe.data.streaming else job.splits["train"]
@@ -283,10 +289,13 @@ def _evaluate(trainer: trl.SFTTrainer, job: _Job) -> None:
         evaluation.measure(
             job.run, job.recipe, job.tokenizer, model, held_out, job.precision, train=train, report=job.report
         )
-    except (RecipeKitError, torch.cuda.OutOfMemoryError) as error:  # what was trained is saved, and not lost by this
-        reason = str(error).splitlines()[0]
+    except (Exception, KeyboardInterrupt) as error:  # what was trained is saved, and not lost by this
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         job.info["notes"].append(f"not evaluated ({reason}); run `recipe-kit eval` on this folder")
         job.report(job.info["notes"][-1])
+        known = isinstance(error, RecipeKitError | torch.cuda.OutOfMemoryError | KeyboardInterrupt)
+        return None if known else error
+    return None
 
 
 def _find_resumed(recipe: Recipe, runs_dir: Path, resume: bool | str | Path) -> Path | None:

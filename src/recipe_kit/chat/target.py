@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipe_kit import labels, modeling, run_dir
 from recipe_kit.errors import ModelError, RunError
-from recipe_kit.evaluation import generation, inference
-from recipe_kit.recipe import ModelSection, Recipe, load_recipe
+from recipe_kit.evaluation import generation, inference, recipe_of
+from recipe_kit.recipe import ModelSection, Recipe
 
 Which = Literal["base", "tuned"]
 Report = Callable[[str], None]
@@ -154,7 +154,7 @@ def _resolve(target: str) -> _Found:
 def _run(run: Path, part: str | None) -> _Found:
     """A finished run, or one of the folders with weights in it. Merged weights are whole, like those of `full`."""
     run_dir.require_finished(run)
-    recipe = load_recipe(run / run_dir.RECIPE)
+    recipe = recipe_of(run)
     if part == MERGED:
         recipe = recipe.model_copy(update={"method": "full"})
     weights = run / part if part else run_dir.weights(run, recipe.method)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from recipe_kit.errors import DataError, RecipeKitError, RunError
 from recipe_kit.evaluation import generation, judge, lm_tasks, scoring
 from recipe_kit.evaluation.questions import own_prompts, questions, turns
 from recipe_kit.evaluation.scoring import ModelResults
-from recipe_kit.evaluation.work import Report, Work, measure_both
+from recipe_kit.evaluation.work import Report, Work, measure_both, together
 from recipe_kit.evaluation.work import inference as inference
+from recipe_kit.labels import IGNORED
 from recipe_kit.metrics import check_options, get_metric, note
 from recipe_kit.recipe import Recipe, load_recipe
 from recipe_kit.run_dir import Metrics
@@ -47,8 +49,9 @@ def evaluate(
     overrides = tuple(overrides)
     if other := [text for text in overrides if not text.startswith("evaluation.")]:
         raise RunError(f"--set {other[0]}: a finished run cannot be changed; set values of `evaluation` only")
-    recipe = load_recipe(folder / run_dir.RECIPE, overrides=overrides)
+    recipe = recipe_of(folder, overrides)
     check(recipe)
+    run_dir.check_changeable(folder)
     PartialState(cpu=modeling.uses_cpu(recipe))  # the ranks know of each other from here on
     quantize = recipe.method == "qlora" if precision is None else precision == "nf4"
     if precision in (None, "nf4"):
@@ -63,14 +66,24 @@ def evaluate(
             f"data.{held_out.name}: the held-out rows have changed since this run was trained "
             f"({recorded[:12]} then, {held_out.content_sha256[:12]} now); restore them, or train again"
         )
-    train = None if recipe.data.streaming else data.prepare(recipe.data, tokenizer, splits=("train",))["train"]
+    problems: list[str] = []
+    train = None if recipe.data.streaming else _training_rows(recipe, tokenizer, info, problems)
     report("loading the tuned model")
     weights = run_dir.weights(folder, recipe.method)
     tuned = modeling.load_tuned(recipe, weights, tokenizer, precision, quantize=quantize)
     return measure(
         folder, recipe, tokenizer, tuned, held_out, precision,
-        train=train, limit=limit, quantize=quantize, packed=packed, fresh=fresh, report=report,
+        train=train, limit=limit, quantize=quantize, packed=packed, fresh=fresh, problems=problems, report=report,
     )  # fmt: skip
+
+
+def recipe_of(run: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of a run, with the base model pinned to the commit that the run recorded."""
+    recipe = load_recipe(run / run_dir.RECIPE, overrides=tuple(overrides))
+    commit = run_dir.read(run)["model"].get("revision")
+    if recipe.model.revision is not None or commit is None:
+        return recipe
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"revision": commit})})
 
 
 def check(recipe: Recipe) -> None:
@@ -115,6 +128,7 @@ def measure(
     quantize: bool | None = None,
     packed: bool = False,
     fresh: bool = False,
+    problems: Iterable[str] = (),
     report: Report = lambda text: None,
 ) -> Metrics:
     """Score base and tuned model on `held_out` and write the run's evaluation files.
@@ -130,13 +144,14 @@ def measure(
     stop_ids = generation.stop_token_ids(tuned, tokenizer)
     quantize = recipe.method == "qlora" if quantize is None else quantize
     work = Work(recipe, tokenizer, rows, asked, stop_ids, precision, quantize, packed, report)
+    work.problems.extend(problems)
     if settings.metrics and not has_prompts:
         work.problems.append("metrics: these rows are plain text, without prompts to answer; only perplexity is taken")
     for metric in settings.metrics if has_prompts else []:
         if remark := note(metric.name, [question.reference for question in asked if question.reference]):
             report(remark)  # before hours of answers, not after
     results, base_was_known = measure_both(work, tuned, fresh=fresh)
-    seen = None if train is None else _seen(train, held_out, count, recipe)
+    seen = None if train is None else _seen(train, held_out, work)
     found = scoring.all_scores(results["base"], results["tuned"], asked, seen, settings, work.problems)
     metrics: Metrics = {
         "schema_version": 2,
@@ -149,7 +164,10 @@ def measure(
         "precision": work.label,
         **found.losses,  # type: ignore[typeddict-item]
         "generation": {
-            "answers": sum(question.row is not None for question in asked),
+            "answers": sum(
+                question.row is not None and results["tuned"].answers[index] is not None
+                for index, question in enumerate(asked)
+            ),
             "max_new_tokens": settings.max_new_tokens,
             "do_sample": False,
             "stop_token_ids": stop_ids,
@@ -165,15 +183,20 @@ def measure(
     if settings.lm_eval is not None:
         metrics["lm_eval"] = lm_tasks.side_by_side(results["base"].tasks, results["tuned"].tasks)
         work.problems.extend(f"lm_eval: {problem}" for problem in metrics["lm_eval"].get("problems", []))
-    if work.state.is_main_process:
+
+    def write() -> None:
+        if not work.state.is_main_process:
+            return
         run_dir.write_json(run / run_dir.METRICS, metrics)
         run_dir.write_lines(run / run_dir.SCORES, _score_lines(work, results, found, held_out))
         run_dir.write_lines(run / run_dir.SAMPLES, _sample_lines(work, results))
+        (run / run_dir.JUDGE).unlink(missing_ok=True)
         if settings.judge is not None:
             _ask_judge(run, work, metrics, results)
         for problem in work.problems:
             report(problem)
-    work.state.wait_for_everyone()
+
+    together(work.state, write)
     return metrics
 
 
@@ -188,11 +211,34 @@ def _saved_tokenizer(recipe: Recipe, run: Path, method: str) -> Any:
     return recipe.model.model_copy(update={**changes, "chat_template_kwargs": {}})
 
 
-def _seen(train: data.Split, held_out: data.Split, count: int, recipe: Recipe) -> list[list[bool]]:
-    """Of each held-out row's trained turns, whether the same answer was also trained on."""
-    train_on = recipe.data.train_on
+def _training_rows(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, info: run_dir.RunInfo, problems: list[str]
+) -> data.Split | None:
+    """The rows a run was trained on; None, with a sentence in `problems`, where they are not what they were."""
+    recorded = info["data"].get("splits", {}).get("train", {}).get("content_sha256")
+    try:
+        train = data.prepare(recipe.data, tokenizer, splits=("train",))["train"]
+    except RecipeKitError as error:
+        problems.append(f"groups: answers that were also learnt are not told apart ({error})")
+        return None
+    if recorded in (None, train.content_sha256):
+        return train
+    problems.append("groups: answers that were also learnt are not told apart, for the training rows have changed")
+    return None
+
+
+def _seen(train: data.Split, held_out: data.Split, work: Work) -> list[list[bool]]:
+    """Of each held-out row's trained turns, whether the same answer was also trained on; without turns cut off."""
+    train_on = work.recipe.data.train_on
     learnt = {text for example in train.examples for _, text in turns(example, train_on)}
-    return [[text in learnt for _, text in turns(row, train_on)] for row in held_out.examples[:count]]
+    count = len(work.rows)
+    flags = [[text in learnt for _, text in turns(row, train_on)] for row in held_out.examples[:count]]
+    cut = held_out.details.select_columns(["truncated"])["truncated"][:count]
+    for row in range(count):
+        if cut[row]:
+            stretches = [trained for trained, _ in groupby(label != IGNORED for label in work.labels[row])]
+            flags[row] = flags[row][: sum(stretches)]
+    return flags
 
 
 def _score_lines(

@@ -13,7 +13,7 @@ from recipe_kit import run_dir
 from recipe_kit.errors import RunError
 from recipe_kit.local_models import cache_root
 
-FORM = 1  # raised when what is kept, or how it is measured, changes
+FORM = 2  # raised when what is kept, or how it is measured, changes
 DAYS = 30  # results that nothing has read for so long go
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from recipe_kit import labels
 from recipe_kit.errors import LabelError
@@ -60,7 +61,8 @@ def answer(
     batch_size: int | None = None,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> list[Answer | None]:
-    """One greedy answer a prompt, in order; None for a prompt that leaves the answer no room in the model's context.
+    """One greedy answer a prompt, in order: the likeliest token each time, whatever the model's own generation
+    configuration says of penalties and beams. None for a prompt that leaves the answer no room in the model's context.
 
     Prompts, given as token ids, are batched by length, longest first, and padded on the left, so that every answer
     starts right after its prompt. In float32 an answer does not depend on the batch it is in; in 16 bits rounding
@@ -76,7 +78,8 @@ def answer(
         size = batch_size or size or largest_batch(model, len(prompts[order[start]]) + max_new_tokens)
         batch = order[start : start + size]
         try:
-            tokens = _generate(model, [prompts[index] for index in batch], stop_ids, max_new_tokens, tokenizer)
+            with _plain_greedy(model):
+                tokens = _generate(model, [prompts[index] for index in batch], stop_ids, max_new_tokens, tokenizer)
         except torch.cuda.OutOfMemoryError:
             if len(batch) == 1:
                 raise
@@ -105,6 +108,21 @@ def largest_batch(model: PreTrainedModel, tokens: int) -> int:
     width = 4 if next(model.parameters()).dtype == torch.float32 else 2
     free = torch.cuda.mem_get_info(model.device)[0]
     return max(1, min(LARGEST_BATCH, int(MEMORY_SHARE * free / (tokens * (kept + passing) * width))))
+
+
+@contextmanager
+def _plain_greedy(model: PreTrainedModel) -> Iterator[None]:
+    """Without what a model's own configuration adds (penalties, beams, forced tokens), for base and tuned alike.
+
+    `generate` fills what it is not told from the model's configuration, so that is set aside.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = inner.generation_config
+    inner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = own
 
 
 def _generate(

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
+from recipe_kit.errors import ModelError
 from recipe_kit.labels import IGNORED
 from recipe_kit.run_dir import Score
 
@@ -58,9 +59,8 @@ def row_losses(
     limit = tokens_at_once or TOKENS_AT_ONCE["cuda" if model.device.type == "cuda" else "cpu"]
     found: dict[int, RowLoss] = {}
     for batch in _batches([len(ids) for ids, _ in rows], limit, packed):
-        for index, losses in zip(
-            batch, _token_losses(model, [rows[i][0] for i in batch], pad_id, packed), strict=True
-        ):
+        by_row = _halved_if_needed(model, [rows[index][0] for index in batch], pad_id, packed)
+        for index, losses in zip(batch, by_row, strict=True):
             found[index] = _row_loss(losses, rows[index][1])
         on_rows(len(batch))
     return [found[index] for index in range(len(rows))]
@@ -85,6 +85,34 @@ def _batches(lengths: Sequence[int], limit: int, packed: bool) -> Iterator[list[
         size = grown
     if batch:
         yield batch
+
+
+def check_packed(model: PreTrainedModel, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, pad_id: int) -> None:
+    """Raises ModelError when rows laid one after another see each other: the architecture takes no boundaries."""
+    few = rows[:4]
+    padded, packed = (row_losses(model, few, pad_id=pad_id, packed=layout) for layout in (False, True))
+    exact = next(model.parameters()).dtype == torch.float32
+    for one, other in zip(padded, packed, strict=True):
+        if abs(one.every_sum - other.every_sum) > (1e-3 if exact else 0.03) * max(one.every_sum, 1.0):
+            raise ModelError(
+                f"--packed: rows of {model.config.model_type} see each other when laid one after another "
+                f"({one.every_sum:.2f} nats alone, {other.every_sum:.2f} packed); measure without --packed"
+            )
+
+
+def _halved_if_needed(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], pad_id: int, packed: bool
+) -> list[NDArray[np.float64]]:
+    """`_token_losses`; rows that do not fit into memory together are taken in halves."""
+    try:
+        return _token_losses(model, rows, pad_id, packed)
+    except torch.cuda.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(rows) // 2
+    parts = (_halved_if_needed(model, part, pad_id, packed) for part in (rows[:half], rows[half:]))
+    return [losses for part in parts for losses in part]
 
 
 def _token_losses(
@@ -117,10 +145,11 @@ def _next_token_losses(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) 
     decoder = base.get_decoder()
     if decoder is None or decoder is base:  # an architecture that does not say what comes before its head
         return _cross_entropy(model(**inputs, use_cache=False).logits[:, :-1], inputs["input_ids"][:, 1:])
-    hidden = decoder(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    output = decoder(**inputs, use_cache=False)
+    hidden = output.last_hidden_state[:, :-1]
     targets = inputs["input_ids"][:, 1:]
     step = max(1, LOGIT_BYTES // (4 * base.config.get_text_config().vocab_size * len(targets)))
-    with _given(decoder) as give:
+    with _given(decoder, type(output)) as give:
         parts = []
         for start in range(0, hidden.shape[1], step):
             give(hidden[:, start : start + step])
@@ -130,8 +159,8 @@ def _next_token_losses(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) 
 
 
 @contextmanager
-def _given(decoder: torch.nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
-    """Let `decoder` return hidden states that are given to it.
+def _given(decoder: torch.nn.Module, kind: type[ModelOutput]) -> Iterator[Callable[[torch.Tensor], None]]:
+    """Let `decoder` return hidden states that are given to it, in an output of its own kind.
 
     The model then applies its own head to them, with whatever caps and scales its logits (Gemma, Cohere, Granite).
     """
@@ -141,7 +170,7 @@ def _given(decoder: torch.nn.Module) -> Iterator[Callable[[torch.Tensor], None]]
         states[:] = [hidden]
 
     own = decoder.forward
-    decoder.forward = lambda *args, **kwargs: BaseModelOutputWithPast(last_hidden_state=states[0])
+    decoder.forward = lambda *args, **kwargs: kind(last_hidden_state=states[0])
     try:
         yield give
     finally:

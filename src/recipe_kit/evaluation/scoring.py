@@ -19,6 +19,8 @@ from recipe_kit.recipe import EvaluationSection
 from recipe_kit.run_dir import Group, Score, ScoreEntry
 
 NO_ANSWER: Answer = {"text": "", "tokens": 0, "stopped": False}
+LARGEST_LOSS = 300  # nats a token, over a row; twice that has no perplexity that a float can hold
+PERPLEXITIES = ("perplexity", "perplexity_all_tokens")
 SEEN, NOT_SEEN = "answer also in training", "answer not in training"
 
 
@@ -47,7 +49,7 @@ class ModelResults:
             "tokens": loss.answer_tokens if loss else None,
             "all_loss_sum": loss.every_sum if loss else None,
             "all_tokens": loss.every_tokens if loss else None,
-        }
+        }  # a loss that is not a number becomes null in the file
 
 
 @dataclass
@@ -120,6 +122,12 @@ def _all_finite(base: ModelResults, tuned: ModelResults, problems: list[str]) ->
                 "the precision is too small (model.dtype: bfloat16 or float32)"
             )
             fine = False
+        elif bad := [row for row, loss in results.losses.items() if loss.every_sum > LARGEST_LOSS * loss.every_tokens]:
+            problems.append(
+                f"perplexity: the {name} model's loss is above {LARGEST_LOSS} nats a token on {len(bad)} of "
+                f"{len(results.losses)} rows: it is not a language model any more; training went wrong"
+            )
+            fine = False
         elif not sum(loss.answer_tokens for loss in results.losses.values()):
             problems.append("perplexity: no held-out row has a trained token to measure")
             return False
@@ -133,6 +141,7 @@ def _perplexity(
 
     def one(results: ModelResults) -> Scored:
         parts = [part(row, results.losses[row]) for row in sorted(results.losses)]
+        parts = [(loss, tokens) for loss, tokens in parts if tokens]  # a row without such tokens says nothing here
         sums, counts = (np.array(values, dtype=np.float64) for values in zip(*parts, strict=True))
         statistics = ratio(sums, counts, after=np.exp)
         return Scored(statistics, label=label, higher_is_better=False, settings={"weighted_by": "tokens"})
@@ -191,7 +200,13 @@ def _answers(
         except RecipeKitError as error:
             problems.append(f"metric {metric.name}: {error}")
             continue
-        for name in scored["base"]:
+        same = [name for name in scored["base"] if name in scored["tuned"]]
+        if len(same) < len(scored["base"].keys() | scored["tuned"].keys()):
+            problems.append(f"metric {metric.name}: it gave the base's answers other scores than the tuned model's")
+        for name in same:
+            if name in both or name in PERPLEXITIES:
+                problems.append(f"metric {metric.name}: there is a score {name!r} already; this one was left out")
+                continue
             both[name] = (scored["base"][name], scored["tuned"][name])
             if note := scored["base"][name].note:
                 problems.extend([note] if note not in problems else [])
@@ -241,9 +256,10 @@ def _groups(
 
             def part(row: int, loss: RowLoss, wanted: bool = wanted) -> tuple[float, int]:
                 flags = seen[row]
-                if len(flags) != len(loss.turns):  # two answers in a row, or one cut off: the row goes as a whole
-                    whole = bool(flags) and all(flags)
-                    return (loss.answer_sum, loss.answer_tokens) if whole == wanted else (0.0, 0)
+                if not flags:  # no turn stands out
+                    return 0.0, 0
+                if len(flags) != len(loss.turns):  # two answers without a word between: the row goes as a whole
+                    return (loss.answer_sum, loss.answer_tokens) if all(flags) == wanted else (0.0, 0)
                 turns = [turn for turn, flag in zip(loss.turns, flags, strict=True) if flag == wanted]
                 return sum(loss for loss, _ in turns), sum(number for _, number in turns)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import torch
@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipe_kit import modeling, provenance
-from recipe_kit.errors import RecipeKitError
+from recipe_kit.errors import RecipeKitError, RunError
 from recipe_kit.evaluation import baseline, generation, lm_tasks, perplexity
 from recipe_kit.evaluation.questions import Question
 from recipe_kit.evaluation.scoring import ModelResults
@@ -27,6 +27,7 @@ from recipe_kit.progress import Countdown
 from recipe_kit.recipe import Recipe
 
 Report = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass
@@ -47,7 +48,18 @@ class Work:
 
     @property
     def label(self) -> str:
-        return "nf4" if self.quantize else self.precision
+        """What the base weights are held in."""
+        return (
+            "nf4" if self.quantize else str(modeling.model_dtype(self.recipe, self.precision)).removeprefix("torch.")
+        )
+
+    @property
+    def base_is_inside(self) -> bool:
+        """Whether the tuned model with its adapter switched off is the base: some ways of training change it too."""
+        start = self.recipe.lora.get("init_lora_weights", True)
+        keeps = isinstance(start, bool) or start in ("gaussian", "orthogonal", "eva")
+        changes = self.recipe.lora.get("bias", "none") != "none" or self.recipe.lora.get("layer_replication")
+        return self.recipe.method != "full" and keeps and not changes
 
     @cached_property
     def ids(self) -> list[list[int]]:
@@ -61,8 +73,8 @@ class Work:
 def measure_both(work: Work, tuned: PreTrainedModel, *, fresh: bool) -> tuple[dict[str, ModelResults], bool]:
     """What base and tuned model make of the work, and whether the base's part was known from before.
 
-    For an adapter the base is the same model with the adapter switched off; for full weights it is loaded anew after
-    `tuned` was measured. `fresh` measures the base also where its results are kept.
+    For an adapter the base is the same model with the adapter switched off, where that gives the base back; otherwise
+    it is loaded anew after `tuned` was measured. `fresh` measures the base also where its results are kept.
     """
     name = _base_key(work, tuned)
     known = None if fresh else _known(work.state, name)
@@ -83,29 +95,55 @@ def _measure_one(work: Work, which: str, model: PreTrainedModel) -> ModelResults
     if settings.perplexity:
         report(f"measuring the {which} model on {len(work.rows)} held-out rows")
         mine = sorted(range(len(work.ids)), key=lambda row: len(work.ids[row]))[share::of]
-        found = perplexity.row_losses(
-            model, [(work.ids[row], work.labels[row]) for row in mine], pad_id=work.tokenizer.pad_token_id,
-            packed=work.packed, on_rows=Countdown(f"rows of the {which} model", len(mine), report).step,
-        )  # fmt: skip
-        losses = dict(_gather(work.state, list(zip(mine, found, strict=True))))
+        rows = [(work.ids[row], work.labels[row]) for row in mine]
+        step = Countdown(f"rows of the {which} model", len(mine), report).step
+
+        def measured() -> list[perplexity.RowLoss]:
+            pad_id = work.tokenizer.pad_token_id
+            if work.packed:
+                perplexity.check_packed(model, rows, pad_id=pad_id)
+            return perplexity.row_losses(model, rows, pad_id=pad_id, packed=work.packed, on_rows=step)
+
+        losses = dict(_gather(work.state, list(zip(mine, together(work.state, measured), strict=True))))
     if work.asked:
         report(f"answering {len(work.asked)} prompts with the {which} model")
         mine = sorted(range(len(work.asked)), key=lambda index: len(work.asked[index].ids))[share::of]
-        texts = generation.answer(
-            model, work.tokenizer, [work.asked[index].ids for index in mine], stop_ids=work.stop_ids,
-            max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size,
-            on_rows=Countdown(f"answers of the {which} model", len(mine), report).step,
-        )  # fmt: skip
-        answers = dict(_gather(work.state, list(zip(mine, texts, strict=True))))
+        prompts = [work.asked[index].ids for index in mine]
+        say = Countdown(f"answers of the {which} model", len(mine), report).step
+
+        def answered() -> list[generation.Answer | None]:
+            return generation.answer(
+                model, work.tokenizer, prompts, stop_ids=work.stop_ids, max_new_tokens=settings.max_new_tokens,
+                batch_size=settings.batch_size, on_rows=say,
+            )  # fmt: skip
+
+        answers = dict(_gather(work.state, list(zip(mine, together(work.state, answered), strict=True))))
     tasks = _run_tasks(work, which, model) if settings.lm_eval is not None else {}
     return ModelResults(losses, answers, tasks, round(time.monotonic() - started, 3))
+
+
+def together(state: PartialState, act: Callable[[], T]) -> T:
+    """What `act` returns in this process; when it fails in one, it fails in all, so that nobody waits for nobody."""
+    result: list[T] = []
+    failure: Exception | None = None
+    try:
+        result.append(act())
+    except Exception as error:
+        failure = error
+    reasons = _gather(state, [None if failure is None else f"{type(failure).__name__}: {failure}"])
+    if failure is not None:
+        raise failure
+    if others := [reason for reason in reasons if reason]:
+        raise RunError(f"another process could not measure its part ({str(others[0]).splitlines()[0]})")
+    return result[0]
 
 
 def _run_tasks(work: Work, which: str, model: PreTrainedModel) -> dict[str, Any]:
     settings = work.recipe.evaluation.lm_eval
     assert settings is not None
     if work.state.num_processes > 1:
-        work.problems.append("lm_eval: tasks need a single process; run `recipe-kit eval` on this folder with one")
+        if which == "tuned":
+            work.problems.append("lm_eval: tasks need a single process; run `recipe-kit eval` on this folder with one")
         return {}
     work.report(f"running {', '.join(settings.tasks)} with the {which} model")
     try:
@@ -123,12 +161,12 @@ def _base_key(work: Work, tuned: PreTrainedModel) -> str:
     recipe, settings = work.recipe, work.recipe.evaluation
     held: dict[str, int] = {}  # an adapter's base may hold some weights in float32 while it is trained
     for name, parameter in tuned.named_parameters():
-        if recipe.method != "full" and "lora_" not in name:
+        if work.base_is_inside and "lora_" not in name:
             held[str(parameter.dtype)] = held.get(str(parameter.dtype), 0) + parameter.numel()
     return baseline.key({
         "model": modeling.identity(recipe.model),
         "held": held or str(modeling.model_dtype(recipe, work.precision)),
-        "autocast": recipe.method != "full" and not isinstance(_autocast(tuned), nullcontext),
+        "autocast": work.base_is_inside and not isinstance(_autocast(tuned), nullcontext),
         "precision": work.label,
         "quantization": {key: str(value) for key, value in recipe.quantization.items()} if work.quantize else None,
         "attention": str(tuned.config._attn_implementation),
@@ -147,7 +185,10 @@ def _known(state: PartialState, name: str) -> ModelResults | None:
     found: list[Any] = [baseline.load(name) if state.is_main_process else None]
     if state.num_processes > 1:
         broadcast_object_list(found)
-    return None if found[0] is None else ModelResults.from_dict(found[0])
+    try:
+        return None if found[0] is None else ModelResults.from_dict(found[0])
+    except (KeyError, TypeError, AttributeError):
+        return None  # not a file of ours
 
 
 def _models(work: Work, tuned: PreTrainedModel, *, base_is_known: bool) -> Iterator[tuple[str, PreTrainedModel]]:
@@ -155,11 +196,12 @@ def _models(work: Work, tuned: PreTrainedModel, *, base_is_known: bool) -> Itera
         yield "tuned", tuned
         if base_is_known:
             return
-        if work.recipe.method != "full":
+        if work.base_is_inside:
             with tuned.disable_adapter():
                 yield "base", tuned
             return
-    tuned.to("cpu")
+    if not work.quantize:  # 4-bit weights stay where they are, and are small
+        tuned.to("cpu")
     gc.collect()
     torch.cuda.empty_cache()
     base = modeling.load_model(work.recipe, work.tokenizer, work.precision, quantize=work.quantize)
@@ -170,15 +212,16 @@ def _models(work: Work, tuned: PreTrainedModel, *, base_is_known: bool) -> Itera
 @contextmanager
 def inference(model: PreTrainedModel) -> Iterator[None]:
     """Dropout off, cache on, weights used in the precision they are computed in."""
-    was_training, had_cache = model.training, model.config.use_cache
+    config = model.config.get_text_config()
+    was_training, had_cache = model.training, config.use_cache
     model.eval()
-    model.config.use_cache = True
+    config.use_cache = True
     try:
         with _autocast(model):
             yield
     finally:
         model.train(was_training)
-        model.config.use_cache = had_cache
+        config.use_cache = had_cache
 
 
 def _autocast(model: PreTrainedModel) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -99,7 +101,10 @@ def check_options(function: Metric, options: Mapping[str, Any]) -> None:
 def note(name: str, references: Sequence[str]) -> str:
     """Why a metric will say little about such references, known before the first answer is written; else ""."""
     remark = declaration(get_metric(name)).note
-    return remark(references) if remark else ""
+    try:
+        return remark(references) if remark else ""
+    except Exception as error:
+        return f"the note of metric {name!r} failed: {type(error).__name__}: {error}"
 
 
 def score(
@@ -121,12 +126,14 @@ def score(
     if not answers:
         raise MetricError(f"{called} has no answer to score")
     try:
-        found = _by_name(function(list(answers), list(references), **options), own_name, len(answers))
+        with redirect_stdout(sys.stderr):  # what a plugin prints is no result of a command
+            returned = function(list(answers), list(references), **options)
+        found = _by_name(returned, own_name, len(answers))
         settings = _settings(function, name, options)
         remark = declared.note(references) if declared.note else ""
     except MetricError as error:
         raise MetricError(f"{called}: {error}") from error
-    except Exception as error:  # a plugin may raise anything, and costs its own score only
+    except (Exception, SystemExit) as error:  # a plugin may raise anything, and costs its own score only
         raise MetricError(
             f"{called} failed: {type(error).__name__}: {error}. Correct it, or take it out of evaluation.metrics"
         ) from error
