@@ -200,7 +200,7 @@ def test_an_answer_that_was_cut_off_says_so_on_stderr(adapter_run: Path) -> None
 @pytest.mark.slow
 def test_an_empty_answer_says_so_on_stderr() -> None:
     result = talk("tiny:chatml", "--prompt", QUESTION)
-    assert (result.stdout, result.stderr) == ("\n", "(an empty answer)\n")
+    assert (result.stdout, result.stderr) == ("\n", "loading tiny:chatml\n(an empty answer)\n")
 
 
 @pytest.mark.slow

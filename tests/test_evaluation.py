@@ -550,5 +550,27 @@ def test_a_bug_while_measuring_keeps_its_traceback_and_the_run(
 
 
 def test_a_split_that_the_recipe_does_not_have_is_a_sentence(run: Path) -> None:
-    with pytest.raises(RunError, match="name data.eval or data.test to measure on"):
+    with pytest.raises(RunError, match="the recipe has no data.test to measure on; it has data.eval: --split eval"):
         evaluate(run, split="test")
+
+
+def test_an_evaluation_of_fewer_rows_does_not_lose_the_one_of_all(run: Path) -> None:
+    whole = run_dir.read_metrics(run)
+    said: list[str] = []
+    assert evaluate(run, limit=3, report=said.append)["rows"] == 3
+    (kept,) = (run / run_dir.EVALUATIONS).iterdir()
+    assert json.loads((kept / "metrics.json").read_text()) == whole and (kept / "scores.jsonl").is_file()
+    assert any("the earlier evaluation (12 rows of eval in float32) is kept in" in text for text in said)
+    evaluate(run, limit=3)
+    assert len(list((run / run_dir.EVALUATIONS).iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_damaged_adapter_is_a_sentence(run: Path, name: str) -> None:
+    path = run / "adapter" / name
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ModelError, match="cannot be read|damaged"):
+        evaluate(run)
+    shutil.rmtree(run / "adapter")
+    with pytest.raises(RunError, match="what this run learnt is gone"):
+        evaluate(run)

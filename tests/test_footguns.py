@@ -119,6 +119,18 @@ GUARDS = {
     "alignment-handbook #204": f"{HERE}::test_packing_is_refused_unless_rows_are_kept_apart",
     "torchtune #892": f"{HERE}::test_packing_is_refused_unless_rows_are_kept_apart",
     "ms-swift #4736": f"{HERE}::test_packing_is_refused_unless_rows_are_kept_apart",
+    # evaluation
+    "TRL #893": f"{HERE}::test_evaluation_keeps_no_logits_and_costs_no_run",
+    "transformers #26702": f"{HERE}::test_evaluation_keeps_no_logits_and_costs_no_run",
+    "transformers #8476": f"{HERE}::test_evaluation_keeps_no_logits_and_costs_no_run",
+    "transformers #15466": f"{HERE}::test_evaluation_keeps_no_logits_and_costs_no_run",
+    "LLaMA-Factory #1595": f"{HERE}::test_evaluation_keeps_no_logits_and_costs_no_run",
+    "unsloth-zoo #878": f"{HERE}::test_evaluation_keeps_no_logits_and_costs_no_run",
+    "LLaMA-Factory #2140": f"{HERE}::test_rouge_in_the_table_is_that_of_rouge_score",
+    "LLaMA-Factory #4877": f"{HERE}::test_rouge_in_the_table_is_that_of_rouge_score",
+    "LLaMA-Factory #6267": f"{HERE}::test_rouge_of_letters_it_does_not_know_is_warned_of",
+    "LLaMA-Factory #3617": f"{HERE}::test_a_training_ends_with_its_evaluation",
+    "LLaMA-Factory #4323": f"{HERE}::test_a_training_ends_with_its_evaluation",
 }
 
 _BLOCK = re.compile(r"^<!-- message: (\w+) -->\n```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -533,6 +545,91 @@ def test_packing_is_refused_unless_rows_are_kept_apart(shop, page_shows):
 def test_the_plan_proves_that_packed_rows_do_not_see_each_other(plan, page_shows):
     """TRL #805, #1230, #3067, alignment-handbook #204, torchtune #892, ms-swift #4736: said with numbers."""
     page_shows(verdict_in(plan, "packed_rows_isolated"))
+
+
+# Evaluation
+
+
+def trained_shop(shop, *overrides):
+    """A run of the shop with two chats held out, and what was said on the way."""
+    from recipe_kit.training import train
+
+    changes = ["data.eval={rows: 2}", "evaluation.after_training=true", "evaluation.max_new_tokens=4", *overrides]
+    said = []
+    run = train(load_recipe(shop, overrides=changes), runs_dir=shop.parent / "runs", report=said.append)
+    return run, said
+
+
+@pytest.mark.slow
+def test_evaluation_keeps_no_logits_and_costs_no_run(shop, monkeypatch, page_shows):
+    """TRL #893, transformers #26702, #8476, #15466, LLaMA-Factory #1595, unsloth-zoo #878: memory ran out, for the
+    logits of all rows were kept."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from recipe_kit.evaluation import evaluate, perplexity
+    from recipe_kit.local_models import local_folder
+
+    model = AutoModelForCausalLM.from_pretrained(local_folder("tiny:chatml")).eval()
+    made = []
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: made.append(logits.shape[:-1]))
+    monkeypatch.setattr(perplexity, "LOGIT_BYTES", 4 * model.config.vocab_size * 40)
+    rows = [([5 + place % 90 for place in range(60)], [7] * 60)] * 50
+    assert len(perplexity.row_losses(model, rows, pad_id=0)) == 50
+    assert sum(shape.numel() for shape in made) == 50 * 59
+    assert max(shape.numel() for shape in made) <= 40  # positions at a time, whatever the number of rows
+
+    def out_of_memory(*args, **options):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 245.00 GiB.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(perplexity, "row_losses", out_of_memory)
+        run, said = trained_shop(shop)
+    assert evaluate(run)["tuned"]["tokens"] > 0
+    page_shows(next(line for line in said if line.startswith("not evaluated")))
+
+
+def test_rouge_in_the_table_is_that_of_rouge_score(page_shows):
+    """LLaMA-Factory #2140: its ROUGE differed from `rouge_score`; #4877: it was wrong for English."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    from recipe_kit import metrics
+    from recipe_kit.cli.results import metrics_table
+
+    references = ["The cats sat on the mat.", "Closed on Sundays.\nOpen otherwise."]
+    answers = {
+        "base": ["I am not sure about cats.", "Open."],
+        "tuned": ["A cat was sitting on the mat.", "Open otherwise.\nClosed on Sunday."],
+    }
+    scored = {which: metrics.score("rouge", {}, texts, references) for which, texts in answers.items()}
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
+    for which, texts in answers.items():
+        expected = [scorer.score(reference, text) for reference, text in zip(references, texts, strict=True)]
+        for name, score in scored[which].items():
+            assert score.statistics.values().tolist() == [row[name].fmeasure for row in expected]
+    entries = {
+        name: metrics.score_entry(scored["base"][name], scored["tuned"][name], seed=42) for name in scored["base"]
+    }
+    table = metrics_table({"rows": 2, "split": "test", "precision": "float32", "scores": entries})
+    page_shows("\n".join(table.splitlines()[1:6]))
+
+
+def test_rouge_of_letters_it_does_not_know_is_warned_of(page_shows):
+    """LLaMA-Factory #6267: every ROUGE was 0.0, after six hours of answers."""
+    from recipe_kit import metrics
+
+    references = ["नमस्ते, मैं आपकी मदद करता हूँ।"]
+    assert metrics.score("rouge", {}, references, references)["rougeL"].statistics.value() == 0
+    assert metrics.score("chrf", {}, references, references)["chrf"].statistics.value() == 100
+    page_shows(metrics.note("rouge", references))
+
+
+@pytest.mark.slow
+def test_a_training_ends_with_its_evaluation(shop, page_shows):
+    """LLaMA-Factory #3617, #4323: users could not find how to evaluate."""
+    run, said = trained_shop(shop, "evaluation.metrics=[rouge]")
+    assert {"base", "tuned", "scores"} <= set(json.loads((run / "metrics.json").read_text(encoding="utf-8")))
+    page_shows("\n".join(line for line in said if line.startswith(("measuring", "answering"))))
 
 
 # The table and the page

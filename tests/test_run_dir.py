@@ -13,7 +13,9 @@ from recipe_kit.errors import RunError
 
 def make_run(folder: Path, status: str, *, checkpoint: bool = False) -> Path:
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"status": status}))
+    (folder / "run.json").write_text(
+        json.dumps({"name": "a", "status": status, "method": "lora", "model": {}, "data": {}})
+    )
     if checkpoint:
         (folder / "checkpoints" / "checkpoint-2").mkdir(parents=True)
     return folder
@@ -66,3 +68,42 @@ def test_writing_leaves_no_part_behind(tmp_path: Path) -> None:
     run_dir.write_json(tmp_path / "run.json", {"wört": 1})
     assert (tmp_path / "run.json").read_text(encoding="utf-8") == '{\n  "wört": 1\n}\n'
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_run_file_without_its_parts_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"status": "finished", "name": "a"}')
+    with pytest.raises(RunError, match="it has no method, model, data; the run folder is damaged"):
+        run_dir.read(tmp_path)
+    (tmp_path / "metrics.json").write_text("null")
+    with pytest.raises(RunError, match="holds NoneType instead of dict"):
+        run_dir.read_metrics(tmp_path)
+
+
+def test_a_folder_with_runs_in_it_names_the_newest(tmp_path: Path) -> None:
+    for stamp in ("2026-01-01T00-00-00", "2026-01-02T00-00-00"):
+        make_run(tmp_path / "a" / stamp, "failed")
+    with pytest.raises(RunError, match=r"did you mean .*a/2026-01-02T00-00-00\?"):
+        run_dir.find(tmp_path / "a")
+
+
+def test_a_run_that_still_trains_is_waited_for_and_one_that_was_killed_goes_on(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", "running", checkpoint=True)
+    info = run_dir.read(run)
+    run_dir.write_json(run / "run.json", {**info, "process": run_dir.process()})
+    with pytest.raises(RunError, match="this run is still training; wait until it has finished"):
+        run_dir.require_finished(run)
+    run_dir.write_json(run / "run.json", {**info, "process": {**run_dir.process(), "pid": 2**22 + 1}})
+    with pytest.raises(RunError, match="this run is running; continue it with `recipe-kit train ... --resume`"):
+        run_dir.require_finished(run)
+
+
+def test_a_failed_run_without_checkpoint_is_trained_again(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="this run is failed; train again: it left no checkpoint"):
+        run_dir.require_finished(make_run(tmp_path / "a", "failed"))
+
+
+def test_numbers_that_json_has_no_word_for_become_null(tmp_path: Path) -> None:
+    run_dir.write_json(tmp_path / "a.json", {"loss": float("nan"), "more": [float("inf"), 1.5]})
+    run_dir.write_lines(tmp_path / "a.jsonl", [{"loss": float("-inf")}])
+    assert json.loads((tmp_path / "a.json").read_text()) == {"loss": None, "more": [None, 1.5]}
+    assert run_dir.read_lines(tmp_path / "a.jsonl") == [{"loss": None}]

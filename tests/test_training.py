@@ -200,6 +200,30 @@ def test_resuming_with_another_recipe_is_refused(tmp_path: Path, monkeypatch: py
         trained(tmp_path, "training.learning_rate=1e-3", resume=True)
 
 
+def test_a_run_that_another_process_still_trains_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recipe_kit import training
+
+    monkeypatch.setattr(training, "_save", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trained(tmp_path)
+    monkeypatch.undo()
+    run = run_dir.newest_unfinished(tmp_path / "runs", "tiny")
+    run_dir.write_json(run / "run.json", {**run_dir.read(run), "status": "running"})  # as this process recorded itself
+    with pytest.raises(RunError, match="is still training here; wait for it, or stop it before you resume"):
+        trained(tmp_path, resume=True)
+
+
+def test_a_loss_that_is_not_a_number_is_logged_as_such(tmp_path: Path) -> None:
+    run = trained(
+        tmp_path, "method=full", "lora=null", "training.learning_rate=1e30", "training.optim=sgd",
+        "training.max_grad_norm=0", "evaluation.after_training=false",
+    )  # fmt: skip
+    log = (run / "training_log.jsonl").read_text()
+    assert '"loss": NaN' in log and '"loss": 0.0,' not in log
+
+
 def test_nothing_to_resume_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="nothing to resume"):
         trained(tmp_path, resume=True)

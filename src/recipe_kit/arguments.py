@@ -22,6 +22,7 @@ def training_arguments(recipe: Recipe, precision: str) -> trl.SFTConfig:
         "report_to": ["tensorboard"],
         "save_total_limit": 2,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # a loss that is not a number is logged as what it is, not as 0
         **recipe.training,
         "max_length": recipe.data.max_length,
         "output_dir": run_dir.CHECKPOINTS,

@@ -16,6 +16,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -227,7 +228,15 @@ def load_tuned(
         )
         return load_model(tuned, tokenizer, precision, quantize=quantize)
     base = load_model(recipe, tokenizer, precision, quantize=quantize)
-    return peft.PeftModel.from_pretrained(base, weights)
+    try:
+        return peft.PeftModel.from_pretrained(base, weights)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{weights}: the adapter cannot be read ({first}); it is damaged, or of another base"
+        ) from error
 
 
 def identity(model: ModelSection) -> str:
@@ -268,8 +277,12 @@ def _from_pretrained(factory: Any, model: ModelSection, **options: Any) -> Any:
         )
     except torch.cuda.OutOfMemoryError:
         raise
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        if folder is not None or Path(where).is_dir():
+            raise ModelError(
+                f"model.id: cannot load {model.id} ({first}); its folder is damaged or incomplete"
+            ) from error
         raise ModelError(
             f"model.id: cannot load {model.id} ({first}); check the id and the network, and for a gated model accept "
             "its licence on the Hub and run `hf auth login`"

@@ -82,8 +82,7 @@ def _visible(character: str) -> str:
 
 
 def _is_numeric(column: Sequence[str]) -> bool:
-    cells = [text for text in column if text not in _ABSENT]
-    return bool(cells) and all(_NUMBER.match(text) for text in cells)
+    return all(_NUMBER.match(text) for text in column if text not in _ABSENT)
 
 
 def _names(headings: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@
       scores.jsonl         one held-out row a line: what both models made of it
       samples.jsonl        one prompt a line with both answers and the reference, to read
       judge.jsonl          one pair of answers a line, where a judge was asked
+      evaluations/         earlier evaluations, of other rows or settings, under the time they were made
       report.html          the page that `recipe-kit report` writes
       adapter/ or model/   what was learnt, with tokenizer and chat template: plain PEFT or transformers
       checkpoints/         for --resume
@@ -21,6 +22,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -37,6 +40,7 @@ METRICS = "metrics.json"
 SCORES = "scores.jsonl"
 SAMPLES = "samples.jsonl"
 JUDGE = "judge.jsonl"
+EVALUATIONS = "evaluations"
 REPORT = "report.html"
 ADAPTER = "adapter"
 MODEL = "model"
@@ -64,6 +68,7 @@ class RunInfo(TypedDict):
     versions: dict[str, str]
     hardware: dict[str, Any]
     processes: int
+    process: NotRequired[dict[str, Any]]  # pid and host of the first rank
     seed: int
     notes: list[str]  # choices the kit made and said
     model: dict[str, Any]  # id, revision, dtype, parameters, trainable_parameters, chat_template_sha256
@@ -145,7 +150,7 @@ def create(runs_dir: Path, name: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise RunError(_not_writable(runs_dir, error)) from error
+            raise RunError(f"{_not_writable(runs_dir, error)}; choose another folder with --runs-dir") from error
         return run
     raise RunError(f"{runs_dir / name}: a hundred runs started in one second; remove some")
 
@@ -157,7 +162,7 @@ def check_writable(runs_dir: Path) -> None:
         with tempfile.TemporaryFile(dir=runs_dir):
             pass
     except OSError as error:
-        raise RunError(_not_writable(runs_dir, error)) from error
+        raise RunError(f"{_not_writable(runs_dir, error)}; choose another folder with --runs-dir") from error
 
 
 def check_changeable(run: Path) -> None:
@@ -174,16 +179,17 @@ def check_changeable(run: Path) -> None:
 def find(source: str | Path) -> Path:
     """The run folder a user means: the folder itself, or `latest` in it. Raises RunError."""
     run = Path(source)
-    if not (run / RUN).is_file():
-        if (run / LATEST / RUN).is_file():
-            run = run / LATEST
-        else:
-            nearby = [entry.name for entry in run.parent.iterdir() if entry.is_dir()] if run.parent.is_dir() else []
-            hint = did_you_mean(run.name, nearby)
-            raise RunError(
-                f"{run}: not a run folder (no {RUN} in it){hint or '; give one such as runs/samsum/latest'}"
-            )
-    return run.resolve()
+    if (run / RUN).is_file():
+        return run.resolve()
+    if (run / LATEST / RUN).is_file():
+        return (run / LATEST).resolve()
+    if run.is_dir():
+        inside = sorted(entry.parent for entry in (*run.glob(f"*/{RUN}"), *run.glob(f"*/{LATEST}/{RUN}")))
+        hint = f"; did you mean {inside[-1]}?" if inside else ""
+    else:
+        nearby = [entry.name for entry in run.parent.iterdir() if entry.is_dir()] if run.parent.is_dir() else []
+        hint = did_you_mean(run.name, nearby)
+    raise RunError(f"{run}: not a run folder (no {RUN} in it){hint or '; give one such as runs/samsum/latest'}")
 
 
 def newest_unfinished(runs_dir: Path, name: str) -> Path:
@@ -202,25 +208,49 @@ def newest_unfinished(runs_dir: Path, name: str) -> Path:
 
 def read(run: Path) -> RunInfo:
     """`run.json` of a run. Raises RunError when it is missing or damaged."""
-    info: RunInfo = _read_json(run / RUN)
+    info: RunInfo = _read_json(run / RUN, dict)
+    missing = [key for key in ("name", "status", "method", "model", "data") if key not in info]
+    if missing:
+        raise RunError(f"{run / RUN}: it has no {', '.join(missing)}; the run folder is damaged")
     return info
 
 
 def read_metrics(run: Path) -> Metrics:
     """`metrics.json` of a run. Raises RunError when the run was not evaluated."""
-    metrics: Metrics = _read_json(run / METRICS)
+    metrics: Metrics = _read_json(run / METRICS, dict)
     return metrics
 
 
 def require_finished(run: Path) -> RunInfo:
     """`run.json` of a run that has something to show. Raises RunError for one that did not finish."""
     info = read(run)
-    if info["status"] != "finished":
-        reason = f" ({info['error']})" if "error" in info else ""
-        raise RunError(
-            f"{run}: this run is {info['status']}{reason}; continue it with `recipe-kit train ... --resume`"
-        )
-    return info
+    if info["status"] == "finished":
+        return info
+    reason = f" ({info['error']})" if "error" in info else ""
+    if info["status"] == "running" and is_alive(info):
+        raise RunError(f"{run}: this run is still training; wait until it has finished")
+    goes_on = any((run / CHECKPOINTS).glob("checkpoint-*"))
+    then = "continue it with `recipe-kit train ... --resume`" if goes_on else "train again: it left no checkpoint"
+    raise RunError(f"{run}: this run is {info['status']}{reason}; {then}")
+
+
+def process() -> dict[str, Any]:
+    """Who is at work on a run: recorded in it, for `is_alive`."""
+    return {"pid": os.getpid(), "host": platform.node()}
+
+
+def is_alive(info: RunInfo) -> bool:
+    """Whether the process that trains a run is there; False for another machine's, which cannot be asked."""
+    owner = info.get("process", {})
+    if owner.get("host") != platform.node() or not isinstance(owner.get("pid"), int):
+        return False
+    try:
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # there, and somebody else's
+        return True
+    return True
 
 
 def weights(run: Path, method: str) -> Path:
@@ -275,15 +305,18 @@ def point_latest(run: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, kind: type) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         hint = "run `recipe-kit eval RUN` first" if path.name == METRICS else "not a run folder"
         raise RunError(f"{path}: no such file; {hint}") from error
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read ({error}); the run folder is damaged") from error
+    if not isinstance(value, kind):
+        raise RunError(f"{path}: holds {type(value).__name__} instead of {kind.__name__}; the run folder is damaged")
+    return value
 
 
 def _not_writable(path: Path, error: OSError) -> str:
-    return f"cannot write {path}: {error.strerror or error}; choose another folder with --runs-dir"
+    return f"cannot write {path}: {error.strerror or error}"

@@ -66,6 +66,11 @@ def train(
     if state.is_main_process:
         run_dir.check_writable(runs_dir)
     continued = _find_resumed(recipe, runs_dir, resume)
+    if recipe.method == "qlora" and modeling.uses_cpu(recipe) and recipe.training.get("eval_strategy", "no") != "no":
+        notes.append(
+            "training.eval_strategy: on a CPU, 4-bit weights change a little each time they are evaluated, and "
+            "training goes on from there (bitsandbytes 0.50); set it to no"
+        )
     if recipe.model.id.startswith("tiny:"):
         notes.append("wiring check: a tiny random model, whose scores and answers mean nothing")
     for note in notes:
@@ -82,6 +87,7 @@ def train(
     run = continued or _shared_run(state, runs_dir, recipe.name)
     info = provenance.run_info(recipe, splits, tokenizer, command, state.num_processes, notes)
     info["proofs"] = proved
+    info["process"] = run_dir.process()
     if state.is_main_process:
         run_dir.write_text(run / run_dir.RECIPE, dump_recipe(recipe))
         run_dir.write_json(run / run_dir.RUN, info)
@@ -305,6 +311,9 @@ def _find_resumed(recipe: Recipe, runs_dir: Path, resume: bool | str | Path) -> 
     info = run_dir.read(run)
     if info["status"] == "finished":
         raise RunError(f"{run}: this run is finished; there is nothing to resume")
+    if info["status"] == "running" and run_dir.is_alive(info):
+        owner = info["process"]["pid"]
+        raise RunError(f"{run}: process {owner} is still training here; wait for it, or stop it before you resume")
     if info["recipe_sha256"] != recipe_digest(recipe):
         raise RunError(
             f"{run}: the recipe has changed since this run started; compare with "

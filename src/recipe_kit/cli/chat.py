@@ -45,6 +45,7 @@ class _Session:
     compare: bool
     system: str | None
     turns: list[Message] = field(default_factory=list)
+    unfinished: int = 0  # answers that were stopped, or cut off by --max-new-tokens
 
     @property
     def messages(self) -> list[Message]:
@@ -100,6 +101,7 @@ def chat(
     quiet_libraries()
     from recipe_kit.chat import Decoding, load
 
+    remark(f"loading {target}")
     loaded = load(target, precision=precision, report=remark)
     session = _Session(
         chat=loaded,
@@ -165,6 +167,7 @@ def _ask(session: _Session, text: str) -> None:
         session.turns = before
         return
     session.turns.append({"role": "assistant", "content": answer["text"]})
+    session.unfinished += not answer["stopped"]
 
 
 def _answers(session: _Session, *, quiet: bool = False) -> dict[Which, Answer]:
@@ -206,6 +209,7 @@ def _command(session: _Session, line: str) -> bool:
             _set_system(session, rest)
         case "/reset":
             session.turns.clear()
+            session.unfinished = 0
             remark("the conversation is forgotten")
         case "/save" | "/save!":
             _save(session, rest, overwrite=name == "/save!")
@@ -261,6 +265,8 @@ def _save(session: _Session, file: str, *, overwrite: bool) -> None:
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
     remark(f"saved {len(session.turns)} turns to {path}")
+    if session.unfinished:
+        remark(f"{session.unfinished} of its answers did not end by themselves: correct them before you train on it")
     try:
         check_trainable(session.chat, session.messages)
     except RecipeKitError as error:

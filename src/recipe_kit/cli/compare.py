@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +26,16 @@ class ManyValues(Sentence):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, one_flag_for_each(args))
+
+
+class Price(click.FloatRange):
+    """A price: zero or more, and finite, since `nan` and `inf` are numbers too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = float(super().convert(value, param, ctx))
+        if not math.isfinite(found):
+            self.fail(f"{value} is no price; give a number such as 2.5.", param, ctx)
+        return found
 
 
 def one_flag_for_each(words: Sequence[str]) -> list[str]:
@@ -59,7 +70,7 @@ def one_flag_for_each(words: Sequence[str]) -> list[str]:
 )  # fmt: skip
 @click.option("--num-processes", type=click.IntRange(min=1), help="With --recipes: training processes.")
 @click.option("--dry-run", is_flag=True, help="With --recipes: say what would be trained, and stop.")
-@click.option("--price-per-hour", type=click.FloatRange(min=0), metavar="X", help="Show costs, at X an hour a GPU.")
+@click.option("--price-per-hour", type=Price(min=0), metavar="X", help="Show costs, at X an hour a GPU.")
 @click.option(
     "--strict", is_flag=True, help="Refuse a comparison that is not fair (exit code 1) instead of marking it."
 )
@@ -117,9 +128,8 @@ def compare(
     from recipe_kit.comparison import compare_runs
 
     comparison = compare_runs(sources, price_per_hour=price_per_hour, remarks=remarks)
-    if strict and comparison.marks:
-        sentences = [comparison.sentence(mark) for mark in comparison.marks]
-        raise RunError("--strict: not a fair comparison\n" + "\n".join(sentences))
+    if strict:
+        _refuse_unfair(comparison)
     write_files(comparison, page, csv_file, title=f"{len(comparison.entries)} runs compared")
     show(comparison, as_json=as_json)
     if failed:
@@ -127,12 +137,23 @@ def compare(
 
 
 def check_files(files: Sequence[str | None], force: bool) -> None:
-    """Raises RecipeError for a file that exists, or cannot be: before anything slow."""
+    """Raises RecipeError for a file that exists, or cannot be, or is named twice: before anything slow."""
+    named = [Path(file).resolve() for file in files if file is not None]
+    if len(set(named)) < len(named):
+        raise RecipeError(f"{named[0]} is named for two outputs, and one would overwrite the other; choose two files")
     for file in files:
         if file is not None and Path(file).exists() and not force:
             raise RecipeError(f"{file} exists already; choose another name, or add --force to overwrite it")
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise RecipeError(f"cannot write {file}: there is no folder {Path(file).parent}")
+
+
+def _refuse_unfair(comparison: Comparison) -> None:
+    """Raises RunError for marks, and for runs that have nothing to compare: a sentence each."""
+    sentences = [f"{entry.label} {entry.missing}" for entry in comparison.entries if entry.missing]
+    sentences += [*comparison.damaged, *map(comparison.sentence, comparison.marks)]
+    if sentences:
+        raise RunError("--strict: not a fair comparison\n" + "\n".join(sentences))
 
 
 def write_files(comparison: Comparison, page: str | Path | None, csv_file: str | None, *, title: str) -> None:

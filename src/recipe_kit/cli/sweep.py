@@ -19,7 +19,7 @@ from recipe_kit.cli._common import (
     remark,
     table,
 )
-from recipe_kit.cli.compare import check_files
+from recipe_kit.cli.compare import Price, check_files
 
 if TYPE_CHECKING:
     from recipe_kit.sweep import SweepPlan
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     help="The page of results. [default: sweep.html in the sweep's folder]",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Let --html overwrite PAGE.")
-@click.option("--price-per-hour", type=click.FloatRange(min=0), metavar="X", help="Show costs, at X an hour a GPU.")
+@click.option("--price-per-hour", type=Price(min=0), metavar="X", help="Show costs, at X an hour a GPU.")
 @click.option("--dry-run", is_flag=True, help="Check every trial, say what would be trained, and stop.")
 @json_option
 def sweep(
@@ -83,15 +83,18 @@ def sweep(
     recipe-kit sweep samsum --over training.learning_rate=1e-4,2e-4 --over lora.r=8,16
     recipe-kit sweep samsum --over training.learning_rate=1e-5..1e-3 --sampler tpe --trials 20
     """
+    from recipe_kit.launch import visible_gpus
     from recipe_kit.sweep.plan import plan_sweep, range_lines
 
     check_files([page], force)
     plan = plan_sweep(
         recipe, over, profiles=profiles, overrides=overrides, runs_dir=runs_dir, num_processes=num_processes,
-        sampler=sampler, trials=trials, prune=not no_prune, out=out,
+        sampler=sampler, trials=trials, prune=not no_prune, out=out, on_cpu=visible_gpus() == 0,
     )  # fmt: skip
     for line in range_lines(plan.axes):
         remark(f"searched: {line}")
+    if plan.remark:
+        remark(plan.remark)
     if dry_run:
         click.echo("\n".join(_would(plan)))
         return

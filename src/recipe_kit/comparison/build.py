@@ -65,6 +65,7 @@ class Comparison:
     groups: tuple[Group, ...]
     marks: tuple[Mark, ...]
     remarks: tuple[str, ...]
+    damaged: tuple[str, ...]  # why runs are left out, which is among the remarks too
     first: int | None
 
     @property
@@ -103,8 +104,8 @@ def compare_runs(
 
     What is not there, or not comparable, is said; the rest is compared. `remarks` come before those of this function.
     """
-    records, found = read_runs(sources)
-    all_remarks = [*remarks, *found]
+    records, found, damaged = read_runs(sources)
+    all_remarks = [*remarks, *damaged, *found]
     names = labels(records)
     all_remarks += [f"{name} {record.missing}" for name, record in zip(names, records, strict=True) if record.missing]
     scored = [index for index, record in enumerate(records) if score_parts(record)]
@@ -123,12 +124,13 @@ def compare_runs(
     all_remarks += _problems(records, names)
     all_remarks += _unequal_evaluation(records, names)
     if price_per_hour is not None:
-        all_remarks.append(cost_remark(price_per_hour))
+        all_remarks.append(cost_remark(price_per_hour, records))
     return Comparison(
         tuple(entries),
         tuple(_group(group, groups, entries, first) for group in groups),
         tuple(fairness.marks(records, names)),
         tuple(dict.fromkeys(all_remarks)),
+        tuple(damaged),
         first,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from recipe_kit import run_dir
 from recipe_kit.comparison.runs import RunRecord
 
@@ -22,7 +24,8 @@ _WEIGHTS = (".safetensors", ".bin")
 
 
 def figures(record: RunRecord, price_per_hour: float | None = None) -> dict[str, Figure]:
-    """Each of `LABELS`; None where the run folder does not say. `cost` is there when a price is given.
+    """Each of `LABELS`; None where the run folder does not say. `cost` is there when a price is given; it is None for
+    a resumed run, which recorded its last part only.
 
     `seconds` are those of the training loop. `wall_seconds` begin with loading the model and end after the evaluation;
     preparing the rows is not in them.
@@ -48,7 +51,9 @@ def _weights_bytes(record: RunRecord) -> int | None:
 
 def _cost(record: RunRecord, price_per_hour: float) -> float | None:
     seconds = record.training.get("wall_seconds")
-    return None if seconds is None else seconds / 3600 * price_per_hour * devices(record)
+    if seconds is None or record.training.get("resumed_at_step"):
+        return None
+    return float(seconds) / 3600 * price_per_hour * devices(record)
 
 
 def devices(record: RunRecord) -> int:
@@ -57,9 +62,11 @@ def devices(record: RunRecord) -> int:
     return int(record.info["processes"]) if on_gpus else 1
 
 
-def cost_remark(price_per_hour: float) -> str:
-    """What the cost counts, in a sentence."""
+def cost_remark(price_per_hour: float, records: Sequence[RunRecord]) -> str:
+    """What the cost counts, in a sentence, and for which runs it is not known."""
+    resumed = any(record.training.get("resumed_at_step") for record in records)
     return (
         f"cost: {price_per_hour:g} an hour for each process's GPU (on a CPU: for the machine), times the wall time, "
         "which begins with loading the model and ends after the evaluation; preparing the rows is not counted"
+        + ("; none is shown for a resumed run, which recorded the time of its last part only" if resumed else "")
     )

@@ -17,7 +17,8 @@ def number(value: float, *, like: float | None = None, sign: bool = False) -> st
         return str(value)
     scale = abs(value if like is None else like)
     decimals = 3 - math.floor(math.log10(scale)) if scale > 0 else 0
-    return f"{value:{'+' if sign else ''},.{min(max(decimals, 0), 4)}f}"
+    text = f"{value:{'+' if sign else ''},.{min(max(decimals, 0), 4)}f}"
+    return text if text.strip("+-0.,") else "0"
 
 
 def estimate(found: Estimate | None) -> str:

@@ -27,7 +27,11 @@ _ORDER: dict[str, Any] = {
     "dataloader_drop_last": False,
     "data_seed": None,
 }
-_REMEDY = "make them equal, e.g. with --set, or train them by themselves and give `recipe-kit compare` the runs"
+_REMEDY = (
+    "the recipes would not read the same tokens in the same order; make them equal, e.g. with --set, or train them by "
+    "themselves and give `recipe-kit compare` the runs"
+)
+_KEYS_WITH_VALUES = 3  # of `data`; where more differ, their names say that these are other data
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ def plan(
     """
     loaded = _load_all(recipes, profiles, overrides, num_processes)
     problems = [problem for other in loaded[1:] for problem in apart(loaded[0], other, with_seed=not seeds)]
+    problems += [Problem(_REMEDY)] if problems else []
     problems += _given_twice("--recipes", recipes) + _given_twice("--seeds", seeds)
     if problems:
         raise RecipeError(problems)
@@ -68,10 +73,15 @@ def plan(
 
 
 def apart(first: Trial, other: Trial, *, with_seed: bool) -> Iterator[Problem]:
-    """In what two recipes would read other rows, other tokens, or in another order; a problem for each key."""
+    """In what two recipes would read other rows, other tokens, or in another order; a problem for each key, and one
+    for all keys of `data` where many differ."""
     ours, theirs = _data(other.recipe), _data(first.recipe)
-    for key in dict.fromkeys([*theirs, *ours]):
-        if ours.get(key) != theirs.get(key):
+    keys = [key for key in dict.fromkeys([*theirs, *ours]) if ours.get(key) != theirs.get(key)]
+    if len(keys) > _KEYS_WITH_VALUES:
+        names = ", ".join(key.removeprefix("data.") for key in keys)
+        yield Problem(f"{other.source} and {first.source} differ in {names}", key="data")
+    else:
+        for key in keys:
             yield _problem(key, ours.get(key), theirs.get(key), first, other)
     for key, default in _ORDER.items():
         mine, first_has = (trial.recipe.training.get(key, default) for trial in (other, first))
@@ -140,8 +150,7 @@ def _given_twice(option: str, values: Sequence[Any]) -> list[Problem]:
 
 
 def _problem(key: str, mine: Any, theirs: Any, first: Trial, other: Trial) -> Problem:
-    said = f"{_shown(mine)} in {other.source} and {_shown(theirs)} in {first.source}"
-    return Problem(f"{said}: the recipes would not read the same tokens in the same order; {_REMEDY}", key=key)
+    return Problem(f"{_shown(mine)} in {other.source} and {_shown(theirs)} in {first.source}", key=key)
 
 
 def _shown(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from recipe_kit.recipe import Recipe, flatten, load_recipe, recipe_digest
 from recipe_kit.run_dir import RunInfo
 
 _KEYS_IN_LABEL = 3
+_INFO_TEXTS = ("status", "name", "method", "recipe_sha256")
+_INFO_NUMBERS = ("seed", "processes")
+_METRICS_PARTS = ("scores", "groups", "base", "tuned", "generation", "judge", "lm_eval")
 # What a label leaves out: words, how a run is measured and logged, and the seed, which is named by itself.
 _NO_SETTING = (
     "name", "description", "evaluation.", "launch.", "publish.", "card.", "proofs.", "training.seed", "training.eval_",
@@ -48,13 +51,16 @@ class RunRecord:
         return recipe_digest(self.recipe.model_copy(update={"training": training}))
 
 
-def read_runs(sources: Sequence[str | Path]) -> tuple[list[RunRecord], list[str]]:
-    """The runs that are meant, each once and in the order given, and remarks about them.
+def read_runs(sources: Sequence[str | Path]) -> tuple[list[RunRecord], list[str], list[str]]:
+    """The runs that are meant, each once and in the order given, remarks about them, and a sentence for each that is
+    left out because its `run.json` is damaged.
 
-    A source is a run folder, a `latest` link, or the folder above it. Raises RunError where there is no run.
+    A source is a run folder, a `latest` link, or the folder above it. Raises RunError where there is no run, or none
+    that can be read.
     """
     records: list[RunRecord] = []
     remarks: list[str] = []
+    damaged: list[str] = []
     given: dict[Path, str | Path] = {}
     for source in sources:
         folder = run_dir.find(source)
@@ -62,17 +68,21 @@ def read_runs(sources: Sequence[str | Path]) -> tuple[list[RunRecord], list[str]
             remarks.append(f"{source} and {given[folder]} are the same run ({folder.name}); it is listed once")
             continue
         given[folder] = source
-        record, remark = _read(folder)
+        try:
+            record, remark = _read(folder)
+        except RunError as error:
+            damaged.append(str(error))
+            continue
         records.append(record)
         remarks += [remark] if remark else []
-    return records, remarks
+    if damaged and not records:
+        raise RunError("\n".join(damaged))
+    return records, remarks, damaged
 
 
 def _read(folder: Path) -> tuple[RunRecord, str]:
     info = run_dir.read(folder)
-    lacking = [key for key in ("status", "name", "method", "seed", "recipe_sha256", "processes") if key not in info]
-    if lacking:
-        raise RunError(f"{folder / run_dir.RUN}: {lacking[0]} is missing; the run folder is damaged")
+    _check_info(folder / run_dir.RUN, info)
     remark = ""
     try:
         recipe = load_recipe(folder / run_dir.RECIPE)
@@ -83,7 +93,7 @@ def _read(folder: Path) -> tuple[RunRecord, str]:
     metrics: dict[str, Any] | None = None
     missing = _unfinished(info)
     try:
-        metrics = dict(run_dir.read_metrics(folder))
+        metrics = _checked_metrics(folder)
     except RunError as error:
         if (folder / run_dir.METRICS).exists():
             missing = missing or f"has no scores: {error}"
@@ -92,6 +102,36 @@ def _read(folder: Path) -> tuple[RunRecord, str]:
     if metrics is None and not missing:
         missing = f"was not evaluated; `recipe-kit eval {folder}` does it"
     return RunRecord(folder, info, metrics, recipe, missing), remark
+
+
+def _check_info(path: Path, info: Any) -> None:
+    """Raises RunError for a `run.json` without what a comparison needs of it."""
+    if not isinstance(info, Mapping):
+        raise RunError(f"{path}: expected an object, got {type(info).__name__}; the run folder is damaged")
+    for key in (*_INFO_TEXTS, *_INFO_NUMBERS, "model"):
+        if key not in info:
+            raise RunError(f"{path}: {key} is missing; the run folder is damaged")
+    for key in _INFO_NUMBERS:
+        if not isinstance(info[key], int):
+            raise RunError(f"{path}: {key} is {info[key]!r}, not a whole number; the run folder is damaged")
+    for key in ("model", "training", "data", "hardware"):
+        if not isinstance(info.get(key, {}), Mapping):
+            raise RunError(f"{path}: {key} is {info[key]!r}, not an object; the run folder is damaged")
+
+
+def _checked_metrics(folder: Path) -> dict[str, Any]:
+    """`metrics.json`, whose parts are objects wherever they are there. Raises RunError."""
+    found: Any = run_dir.read_metrics(folder)
+    path = folder / run_dir.METRICS
+    if not isinstance(found, Mapping):
+        raise RunError(f"{path}: expected an object, got {type(found).__name__}; `recipe-kit eval` writes it again")
+    parts = [(key, found.get(key)) for key in _METRICS_PARTS]
+    for key in ("scores", "groups"):
+        parts += found[key].items() if isinstance(found.get(key), Mapping) else []
+    for key, value in parts:
+        if value is not None and not isinstance(value, Mapping):
+            raise RunError(f"{path}: {key} is {value!r}, not an object; `recipe-kit eval` writes it again")
+    return dict(found)
 
 
 def _unfinished(info: RunInfo) -> str:

@@ -64,21 +64,21 @@ def score_parts(record: RunRecord) -> dict[str, ScorePart]:
     found = record.metrics or {}
     parts = {name: _part(entry, name) for name, entry in (found.get("scores") or {}).items()}
     for group, content in (found.get("groups") or {}).items():
-        for name, entry in (content.get("scores") or {}).items():
+        for name, entry in ((content or {}).get("scores") or {}).items():
             part = _part(entry, name)
             if part is not None:
                 label = f"{part.label}, {group} ({content.get('rows')} rows)"
                 parts[f"{group}/{name}"] = ScorePart(label, part.higher_is_better, part.base, part.tuned)
     if not parts and found.get("tuned"):
-        base = found.get("base")
-        parts["perplexity"] = ScorePart(
-            "perplexity", False, base and Estimate(base["perplexity"]), Estimate(found["tuned"]["perplexity"])
-        )
+        both = {which: {"value": (found.get(which) or {}).get("perplexity")} for which in ("base", "tuned")}
+        parts["perplexity"] = _part({"label": "perplexity", "higher_is_better": False, **both}, "perplexity")
     parts |= {name: _part(entry, name) for name, entry in external_scores(found).items()}
     return {name: part for name, part in parts.items() if part is not None}
 
 
-def _part(entry: Mapping[str, Any], name: str) -> ScorePart | None:
+def _part(entry: Any, name: str) -> ScorePart | None:
+    if not isinstance(entry, Mapping):
+        return None
     base, tuned = _estimate(entry.get("base")), _estimate(entry.get("tuned"))
     if tuned is None:
         return None
@@ -152,7 +152,12 @@ def _read_rows(record: RunRecord) -> list[Row]:
             }
             for line in run_dir.read_lines(path)
         ]  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise RunError(
+            f"{path}: was written by an earlier version, so no paired difference; `recipe-kit eval {record.folder}` "
+            "measures it again"
+        ) from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: cannot be read ({error}), so no paired difference") from error
 
 
@@ -162,12 +167,16 @@ def _statistics(rows: Sequence[Row], name: str) -> Statistics | None:
         losses, tokens = _LOSSES[name]
         counted = [row for row in rows if row.get(tokens)]
         sums, counts = [row[losses] for row in counted], [row[tokens] for row in counted]
-        return metrics.ratio(sums, counts, np.exp) if counted and all(map(math.isfinite, sums)) else None
+        return metrics.ratio(sums, counts, np.exp) if counted and all(map(_is_finite, sums)) else None
     answers = _scored_answers(rows)
     values = [_value_of(answer, name) for _, answer in answers]
-    if not answers or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+    if not answers or not all(map(_is_finite, values)):
         return None
     return metrics.grouped(metrics.mean(values), [row for row, _ in answers])
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _scored_answers(rows: Sequence[Row]) -> list[tuple[int, Row]]:

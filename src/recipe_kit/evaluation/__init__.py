@@ -10,11 +10,10 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recipe_kit import data, modeling, preview, provenance, run_dir
+from recipe_kit import data, modeling, provenance, run_dir
 from recipe_kit.errors import DataError, RecipeKitError, RunError
-from recipe_kit.evaluation import generation, judge, lm_tasks, scoring
+from recipe_kit.evaluation import generation, lm_tasks, record, scoring
 from recipe_kit.evaluation.questions import own_prompts, questions, turns
-from recipe_kit.evaluation.scoring import ModelResults
 from recipe_kit.evaluation.work import Report, Work, measure_both, together
 from recipe_kit.evaluation.work import inference as inference
 from recipe_kit.labels import IGNORED
@@ -56,10 +55,17 @@ def evaluate(
     quantize = recipe.method == "qlora" if precision is None else precision == "nf4"
     if precision in (None, "nf4"):
         precision = modeling.choose_precision(recipe, [])
+    weights = run_dir.weights(folder, recipe.method)
+    if not weights.is_dir():
+        raise RunError(f"{weights}: no such folder; what this run learnt is gone")
+    name: str = split or split_name(recipe)
+    if getattr(recipe.data, name) is None:
+        second = "eval" if name == "test" else "test"
+        has_other = getattr(recipe.data, second) is not None
+        then = f"it has data.{second}: --split {second}" if has_other else "name one, and train again"
+        raise RunError(f"{folder}: the recipe has no data.{name} to measure on; {then}")
     tokenizer = modeling.load_tokenizer(_saved_tokenizer(recipe, folder, info["method"]))
-    held_out = held_out_split(recipe, tokenizer, split)
-    if held_out is None:
-        raise RunError(f"{folder}: the recipe holds no rows out; name data.eval or data.test to measure on")
+    held_out = data.prepare(recipe.data, tokenizer, splits=(name,))[name]
     recorded = info["data"].get("splits", {}).get(held_out.name, {}).get("content_sha256")
     if recorded is not None and recorded != held_out.content_sha256:
         raise DataError(
@@ -69,7 +75,6 @@ def evaluate(
     problems: list[str] = []
     train = None if recipe.data.streaming else _training_rows(recipe, tokenizer, info, problems)
     report("loading the tuned model")
-    weights = run_dir.weights(folder, recipe.method)
     tuned = modeling.load_tuned(recipe, weights, tokenizer, precision, quantize=quantize)
     return measure(
         folder, recipe, tokenizer, tuned, held_out, precision,
@@ -105,14 +110,6 @@ def check_prompts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
 def split_name(recipe: Recipe) -> str:
     """Which split a recipe is measured on, whether or not it has one."""
     return recipe.evaluation.split or ("test" if recipe.data.test is not None else "eval")
-
-
-def held_out_split(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> data.Split | None:
-    """The rows to measure on: the split asked for, or the recipe's; None when there is no such split."""
-    name = name or split_name(recipe)
-    if getattr(recipe.data, name) is None:
-        return None
-    return data.prepare(recipe.data, tokenizer, splits=(name,))[name]
 
 
 def measure(
@@ -187,12 +184,13 @@ def measure(
     def write() -> None:
         if not work.state.is_main_process:
             return
+        record.keep_earlier(run, metrics, report)
         run_dir.write_json(run / run_dir.METRICS, metrics)
-        run_dir.write_lines(run / run_dir.SCORES, _score_lines(work, results, found, held_out))
-        run_dir.write_lines(run / run_dir.SAMPLES, _sample_lines(work, results))
+        run_dir.write_lines(run / run_dir.SCORES, record.score_lines(work, results, found, held_out))
+        run_dir.write_lines(run / run_dir.SAMPLES, record.sample_lines(work, results))
         (run / run_dir.JUDGE).unlink(missing_ok=True)
         if settings.judge is not None:
-            _ask_judge(run, work, metrics, results)
+            record.ask_judge(run, work, metrics, results)
         for problem in work.problems:
             report(problem)
 
@@ -239,59 +237,3 @@ def _seen(train: data.Split, held_out: data.Split, work: Work) -> list[list[bool
             stretches = [trained for trained, _ in groupby(label != IGNORED for label in work.labels[row])]
             flags[row] = flags[row][: sum(stretches)]
     return flags
-
-
-def _score_lines(
-    work: Work, results: dict[str, ModelResults], found: scoring.Found, held_out: data.Split
-) -> list[dict[str, Any]]:
-    lines: list[dict[str, Any]] = [
-        {
-            "row": row,
-            "digest": held_out.digests[row].tobytes().hex(),
-            **{which: result.loss_line(row) for which, result in results.items()},
-            "answers": [],
-        }
-        for row in range(len(work.rows))
-    ]
-    for index, question in enumerate(work.asked):
-        if question.row is not None and results["base"].answers[index] is not None:
-            both = {which: {**result.answers[index], "scores": found.answers[which].get(index, {})}  # type: ignore[dict-item]
-                    for which, result in results.items()}  # fmt: skip
-            lines[question.row]["answers"].append({"turn": question.turn, "reference": question.reference, **both})
-    return lines
-
-
-def _sample_lines(work: Work, results: dict[str, ModelResults]) -> list[dict[str, Any]]:
-    lines = []
-    for index, question in enumerate(work.asked):
-        if not question.shown:
-            continue
-        pieces = None
-        if question.row is not None:
-            found = preview.pieces(work.ids[question.row], work.labels[question.row], work.tokenizer)
-            pieces = [[piece.text, piece.trained, piece.control] for piece in found]
-        lines.append({
-            "kind": "prompt" if question.row is None else "held_out",
-            "prompt": question.messages,
-            "reference": question.reference,
-            **{which: results[which].answers[index] or scoring.NO_ANSWER for which in ("base", "tuned")},
-            "pieces": pieces,
-        })  # fmt: skip
-    return lines
-
-
-def _ask_judge(run: Path, work: Work, metrics: Metrics, results: dict[str, ModelResults]) -> None:
-    """Let the judge compare answers, those to be read first; its failure joins the problems."""
-    settings = work.recipe.evaluation.judge
-    assert settings is not None
-    pairs = []
-    for index in sorted(range(len(work.asked)), key=lambda index: not work.asked[index].shown):
-        question, base, tuned = work.asked[index], results["base"].answers[index], results["tuned"].answers[index]
-        if base is not None and tuned is not None:
-            pairs.append(judge.Pair(question.messages, base["text"], tuned["text"], question.reference))
-    try:
-        metrics["judge"], lines = judge.judge(pairs, settings, seed=work.recipe.evaluation.seed, report=work.report)
-        run_dir.write_lines(run / run_dir.JUDGE, lines)
-    except RecipeKitError as error:
-        work.problems.append(f"judge: {error}")
-    run_dir.write_json(run / run_dir.METRICS, metrics)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from recipe_kit import run_dir
 from recipe_kit.report import words
 from recipe_kit.report.files import Json, Record, finite, section
+
+_GRADIENT = "gradient norm"
 
 
 def state(record: Record) -> list[str]:
@@ -89,14 +91,26 @@ def _greatest(record: Record, key: str) -> float | None:
 
 def not_finite(record: Record) -> list[str]:
     """A sentence for each logged value that was no finite number at some step: the run went wrong there."""
-    sentences = []
-    for key, name in (("loss", "training loss"), ("eval_loss", "held-out loss"), ("grad_norm", "gradient norm")):
+    return [
+        f"The {name} was no finite number at {len(wrong):,} of {words.counted(logged, 'logged step')}, first at step "
+        f"{wrong[0]:,}: the training went wrong there."
+        for name, wrong, logged in _wrong_steps(record)
+    ]
+
+
+def went_wrong(record: Record) -> list[str]:
+    """The same in few words, of losses alone: a gradient that overflows once may be one step that was skipped."""
+    return [
+        f"the {name} was no finite number, first at step {wrong[0]:,}"
+        for name, wrong, _ in _wrong_steps(record)
+        if name != _GRADIENT
+    ]
+
+
+def _wrong_steps(record: Record) -> Iterator[tuple[str, list[int], int]]:
+    """Each logged value that was no finite number somewhere: its name, at which steps, of how many logged."""
+    for key, name in (("loss", "training loss"), ("eval_loss", "held-out loss"), ("grad_norm", _GRADIENT)):
         points = record.logged(key)
         wrong = [step for step, value in points if math.isnan(value)]
         if wrong:
-            steps = words.counted(len(points), "logged step")
-            sentences.append(
-                f"The {name} was no finite number at {len(wrong):,} of {steps}, first at step {wrong[0]:,}: the "
-                "training went wrong there."
-            )
-    return sentences
+            yield name, wrong, len(points)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from recipe_kit.report import words
 from recipe_kit.report.files import Json, Record, finite, items, section
-from recipe_kit.report.state import cost, not_finite, state
+from recipe_kit.report.state import cost, not_finite, state, went_wrong
 
 Finding = Literal["better", "worse", "no difference shown", "not judged"]
 FEW_ROWS = 20  # with fewer, percentile intervals are too narrow
@@ -27,10 +27,16 @@ def verdict(record: Record) -> Verdict:
     metrics = record.metrics
     said = _unmeasured(record) if metrics is None else _measured(metrics)
     sentences = [*state(record), *not_finite(record), *said.sentences, *_problems(metrics), *cost(record)]
+    headline = said.headline
     if record.is_wiring_check:
         remark = "The model is a tiny random one: this run shows that the parts fit, and its scores mean nothing."
-        return Verdict("A wiring check", [remark, *sentences])
-    return Verdict(said.headline, sentences)
+        headline, sentences = "A wiring check", [remark, *sentences]
+    wrong = went_wrong(record)
+    if record.status == "failed":
+        headline = said.headline if metrics is None else "The run failed"
+    elif wrong:
+        headline = f"Training went wrong: {words.listed(wrong)}"
+    return Verdict(headline, sentences)
 
 
 def finding(score: Json) -> Finding:

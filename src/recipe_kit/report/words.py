@@ -17,7 +17,9 @@ def number(value: Any, places: int | None = None) -> str:
     text = f"{found:,.{_places(found) if places is None else places}f}"
     if found and not text.strip("-0.,"):  # the sign of a small number matters
         text = f"{found:,.{_places(found)}f}"
-    return text.replace("-", "−") if text.strip("-0.,") else text.lstrip("-")
+    if not text.strip("-0.,"):
+        return "0" if found else text.lstrip("-")
+    return text.replace("-", "−")
 
 
 def brief(value: float) -> str:

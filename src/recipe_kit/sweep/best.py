@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,9 +28,12 @@ def default_path(source: str, name: str) -> Path:
     return (path.parent if path.is_file() else Path()) / f"{name}-best.yaml"
 
 
-def check_path(path: Path) -> None:
-    """Raises RecipeError when the file exists or its folder does not: before anything is trained."""
-    if path.exists():
+def check_path(path: Path, memory: Path) -> None:
+    """Raises RecipeError when the file exists or its folder does not: before anything is trained.
+
+    The file that this sweep wrote, and nobody changed since, may be there: `memory` knows its SHA-256.
+    """
+    if path.exists() and not (path.is_file() and written(memory) == _sha256(path)):
         raise RecipeError(f"{path} exists already; choose another file with --out, or remove it first")
     if not path.absolute().parent.is_dir():
         raise RecipeError(f"cannot write {path}: there is no folder {path.parent}; choose another file with --out")
@@ -36,22 +41,41 @@ def check_path(path: Path) -> None:
         raise RecipeError(f"cannot write {path}: the folder is read-only; choose another file with --out")
 
 
-def write(path: Path, source: str, wanted: Recipe, *, comments: Sequence[str]) -> None:
-    """Write `wanted` as a child of the recipe `source`. Raises RecipeError when the file appeared in the meantime.
+def written(memory: Path) -> str | None:
+    """SHA-256 of the recipe that a sweep has written, from its memory; None where it wrote none."""
+    try:
+        found = json.loads(memory.read_text(encoding="utf-8"))["best_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write(path: Path, source: str, wanted: Recipe, *, comments: Sequence[str], memory: Path) -> None:
+    """Write `wanted` as a child of the recipe `source`, and in the sweep's `memory` that this file is its own.
+    Raises RecipeError when the file appeared in the meantime.
 
     The file is read again before it gets its name. Should the child not give back what is wanted, every value is
     written out instead.
     """
-    check_path(path)
+    check_path(path, memory)
     head = "".join(f"# {line}\n" for line in comments)
+    text = head + dump_recipe(wanted)
     try:
         parent = load_recipe(source)
     except RecipeError:  # complete under a profile only
-        run_dir.write_text(path, head + dump_recipe(wanted))
-        return
-    body = {"extends": _parent(source, path), **_changes(to_data(parent), to_data(wanted))}
-    text = head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
-    run_dir.write_text(path, text if _gives(text, path, wanted) else head + dump_recipe(wanted))
+        pass
+    else:
+        body = {"extends": _parent(source, path), **_changes(to_data(parent), to_data(wanted))}
+        child = head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+        text = child if _gives(child, path, wanted) else text
+    run_dir.write_text(path, text)
+    if memory.is_file():
+        known = json.loads(memory.read_text(encoding="utf-8"))
+        run_dir.write_json(memory, {**known, "best_sha256": _sha256(path)})
 
 
 def _parent(source: str, path: Path) -> str:

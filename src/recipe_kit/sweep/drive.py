@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +13,12 @@ from recipe_kit import run_dir, trials
 from recipe_kit.comparison.runs import short
 from recipe_kit.comparison.scores import Estimate
 from recipe_kit.errors import RecipeError, RunError
+from recipe_kit.sweep import best
 from recipe_kit.sweep.plan import SweepPlan
 from recipe_kit.sweep.pruning import Curve, Prune, Watcher, curve_of, median_rule, schedule
 from recipe_kit.sweep.values import Settings
 from recipe_kit.trials import Trial
 
-MEMORY = "sweep.json"
 Report = Callable[[str], None]
 
 
@@ -34,6 +34,7 @@ class Tried:
     loss: Estimate | None = None  # held-out, nats per token; None unless finished
     curve: Curve | None = None  # held-out losses while it trained
     reason: str = ""  # why it was pruned or failed
+    remembered: bool = False  # pruned or failed when the sweep was run before
 
 
 def run_trials(plan: SweepPlan, *, retry_failed: bool = False, report: Report = lambda text: None) -> list[Tried]:
@@ -43,7 +44,7 @@ def run_trials(plan: SweepPlan, *, retry_failed: bool = False, report: Report = 
     damaged, and KeyboardInterrupt after the running trial was stopped.
     """
     run_dir.check_writable(plan.folder)
-    memory = _read_memory(plan.folder / MEMORY)
+    memory = _read_memory(plan.memory)
     search = plan.search()
     tried: list[Tried] = []
     schedules: dict[str, str] = {}  # digest -> schedule
@@ -77,7 +78,8 @@ def said(settings: Settings) -> str:
 def outcome(one: Tried) -> str:
     """How a trial ended, in a sentence."""
     if one.loss is None:
-        return f"{one.status}: {one.reason}"
+        before = " (failed before; --retry-failed trains it again)"
+        return f"{one.status}: {one.reason}{before if one.remembered and one.status == 'failed' else ''}"
     interval = "" if one.loss.low is None else f" [{one.loss.low:.4f}, {one.loss.high:.4f}]"
     return f"held-out loss {one.loss.value:.4f}{interval}"
 
@@ -100,7 +102,7 @@ def _remembered(
         return None
     if (before.status == "failed" and retry_failed) or (before.status == "pruned" and not plan.prune):
         return None
-    return Tried(number, settings, trial.digest, before.status, before.run, None, before.curve, before.reason)
+    return replace(before, number=number, settings=settings, loss=None, remembered=True)
 
 
 def _train(
@@ -165,6 +167,7 @@ def _write_memory(plan: SweepPlan, memory: dict[str, Tried]) -> None:
         "overrides": plan.overrides,
         "over": [axis.text for axis in plan.axes],
         "sampler": plan.sampler,
+        "best_sha256": best.written(plan.memory),
         "trials": {digest: asdict(one) for digest, one in memory.items()},
     }
-    run_dir.write_json(plan.folder / MEMORY, value)
+    run_dir.write_json(plan.memory, value)

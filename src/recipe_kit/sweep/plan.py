@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recipe_kit import trials
@@ -15,6 +15,7 @@ from recipe_kit.sweep.search import Grid, Optuna, Sampler, Search, check_install
 from recipe_kit.sweep.values import Axis, Range, Settings, as_overrides, corners, grid, parse
 from recipe_kit.trials import Trial
 
+MEMORY = "sweep.json"
 EVALUATIONS = 5  # of the held-out loss while a trial trains
 DEFAULT_TRIALS = 20
 # A trial is judged by its held-out loss on the eval rows and by nothing else.
@@ -22,6 +23,11 @@ _MEASURED = (
     "evaluation.after_training=true", "evaluation.split=eval", "evaluation.perplexity=true", "evaluation.metrics=[]",
     "evaluation.samples=0", "evaluation.prompts=[]", "evaluation.judge=null", "evaluation.lm_eval=null",
 )  # fmt: skip
+
+
+_UNPRUNED = (
+    "trials of method qlora on a CPU are not stopped early: evaluating while they train would change their 4-bit weights"
+)
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,17 @@ class SweepPlan:
     folder: Path  # where the sweep keeps its runs and its memory
     out: Path
     num_processes: int | None
+    on_cpu: bool = False  # whether there is no GPU for a trial
+    remark: str = ""  # what is done otherwise than usual, and why
 
     @property
     def keys(self) -> list[str]:
         return [axis.key for axis in self.axes]
+
+    @property
+    def memory(self) -> Path:
+        """The file in which ended trials are remembered."""
+        return self.folder / MEMORY
 
     def search(self) -> Search:
         """A new search, at its beginning."""
@@ -54,8 +67,13 @@ class SweepPlan:
         """The training run of a combination. Raises RecipeError."""
         overrides = [*self.overrides, *as_overrides(settings)]
         recipe = load_recipe(self.source, profiles=self.profiles, overrides=overrides)
-        overrides += trial_overrides(recipe, prune=self.prune)
+        overrides += trial_overrides(recipe, prune=self.prune and not self.must_not_evaluate(recipe))
         return trials.load(self.source, self.profiles, overrides, num_processes=self.num_processes)
+
+    def must_not_evaluate(self, recipe: Recipe) -> bool:
+        """Whether evaluating while it trains would change what is trained: on a CPU, bitsandbytes packs 4-bit weights
+        anew for a model that is evaluated, which loses some of their precision, and training goes on with those."""
+        return recipe.method == "qlora" and (self.on_cpu or recipe.training.get("use_cpu") is True)
 
     def wanted(self, settings: Settings) -> Recipe:
         """The recipe of a combination as a user would train it: without what a trial changes in how it is measured."""
@@ -75,8 +93,12 @@ def plan_sweep(
     trials: int | None = None,
     prune: bool = True,
     out: str | Path | None = None,
+    on_cpu: bool = False,
 ) -> SweepPlan:
-    """Everything checked that can be checked without training. Raises RecipeError with all problems at once."""
+    """Everything checked that can be checked without training. Raises RecipeError with all problems at once.
+
+    `on_cpu` says that there is no GPU for the trials.
+    """
     if not over:
         raise RecipeError("nothing to sweep over; add one or more `--over training.learning_rate=1e-4,2e-4`")
     if trials is not None and sampler == "grid":
@@ -90,7 +112,8 @@ def plan_sweep(
         )
     axes = parse(over, ranges=sampler != "grid", overrides=overrides)
     target = Path(out) if out is not None else best.default_path(source, recipe.name)
-    best.check_path(target)
+    folder = Path(runs_dir) / f"{recipe.name}-sweep"
+    best.check_path(target, folder / MEMORY)
     found = SweepPlan(
         source=source,
         profiles=tuple(profiles),
@@ -100,12 +123,13 @@ def plan_sweep(
         trials=len(grid(axes)) if sampler == "grid" else trials or DEFAULT_TRIALS,
         prune=prune,
         name=recipe.name,
-        folder=Path(runs_dir) / f"{recipe.name}-sweep",
+        folder=folder,
         out=target,
         num_processes=num_processes,
+        on_cpu=on_cpu,
     )
-    _check_all(found)
-    return found
+    recipes = _check_all(found)
+    return replace(found, remark=_UNPRUNED) if prune and any(map(found.must_not_evaluate, recipes)) else found
 
 
 def trial_overrides(recipe: Recipe, *, prune: bool) -> list[str]:
@@ -129,18 +153,21 @@ def range_lines(axes: Sequence[Axis]) -> list[str]:
     return [f"{axis.key}: {axis.values}" for axis in axes if isinstance(axis.values, Range)]
 
 
-def _check_all(plan: SweepPlan) -> None:
-    """Load every combination; the sentences of all of them, each once, in terms of what the user wrote."""
+def _check_all(plan: SweepPlan) -> list[Recipe]:
+    """Every combination as a recipe. Raises RecipeError with the sentences of all of them, each once, in terms of
+    what the user wrote."""
     problems: dict[str, Problem] = {}
+    recipes: list[Recipe] = []
     for settings in grid(plan.axes) if plan.sampler == "grid" else corners(plan.axes):
         try:
-            plan.trial(settings)
+            recipes.append(plan.trial(settings).recipe)
         except RecipeError as error:
             for problem in error.problems:
                 found = _in_terms_of_over(problem, plan, settings)
                 problems.setdefault(str(found), found)
     if problems:
         raise RecipeError(list(problems.values()))
+    return recipes
 
 
 def _in_terms_of_over(problem: Problem, plan: SweepPlan, settings: Settings) -> Problem:

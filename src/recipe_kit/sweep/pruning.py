@@ -59,9 +59,10 @@ class Watcher:
         """Why the trial should stop, or None."""
         step = int(line.get("step", 0))
         for key, name in (("loss", "training loss"), ("eval_loss", "held-out loss")):
-            value = line.get(key)
-            if isinstance(value, int | float) and not math.isfinite(value):
-                return f"{name} is {value} at step {step}: it will not recover"
+            value = line.get(key, 0.0)
+            if value is None or (isinstance(value, int | float) and not math.isfinite(value)):
+                said = "not a number" if value is None else value
+                return f"{name} is {said} at step {step}: it will not recover"
         if "eval_loss" not in line:
             return None
         self.curve[step] = float(line["eval_loss"])
@@ -70,4 +71,8 @@ class Watcher:
 
 def curve_of(lines: Sequence[dict[str, Any]]) -> Curve:
     """The held-out losses in a training log."""
-    return {int(line["step"]): float(line["eval_loss"]) for line in lines if "eval_loss" in line and "step" in line}
+    return {
+        int(line["step"]): float(line["eval_loss"])
+        for line in lines
+        if line.get("eval_loss") is not None and "step" in line
+    }

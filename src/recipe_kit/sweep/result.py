@@ -57,7 +57,7 @@ def table_rows(plan: SweepPlan, tried: Sequence[Tried]) -> list[tuple[str, ...]]
     rows = [header]
     for one in ranked(tried):
         loss = outcome(one).removeprefix("held-out loss ") if one.loss else "–"
-        ended = "finished" if one.loss else f"{one.status}: {one.reason}"
+        ended = "finished" if one.loss else outcome(one)
         rows.append((str(one.number), *(short(value) for value in one.settings.values()), loss, ended))
     return rows
 
@@ -65,7 +65,7 @@ def table_rows(plan: SweepPlan, tried: Sequence[Tried]) -> list[tuple[str, ...]]
 def remarks(plan: SweepPlan, tried: Sequence[Tried]) -> list[str]:
     """How far the result can be trusted, a sentence each."""
     order = [one for one in ranked(tried) if one.loss is not None]
-    found = []
+    found = [plan.remark] if plan.remark else []
     if len(order) > 1:
         close = closeness(order[0], order[1])
         found += [close] if close else []
@@ -103,7 +103,7 @@ def closeness(first: Tried, second: Tried) -> str:
 def _paired(first: Tried, second: Tried) -> Difference | None:
     if first.run is None or second.run is None:
         return None
-    records, _ = read_runs([first.run, second.run])
+    records, *_ = read_runs([first.run, second.run])
     return differences(records[0], records[1])[0].get("perplexity") if len(records) == 2 else None
 
 
@@ -141,7 +141,7 @@ def write_best(plan: SweepPlan, tried: Sequence[Tried]) -> Tried:
         *([f"Holds what was given to the sweep: {' '.join(given)}"] if given else []),
         f"Command: {words}",
     ]
-    best.write(plan.out, plan.source, plan.wanted(chosen.settings), comments=comments)
+    best.write(plan.out, plan.source, plan.wanted(chosen.settings), comments=comments, memory=plan.memory)
     return chosen
 
 

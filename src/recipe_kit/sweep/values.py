@@ -27,6 +27,7 @@ _REFUSED = {
     "data.test": "a sweep never looks at the test rows",
     "data.split_seed": "every trial would be measured on other rows",
     "data.train_on": "every trial would be measured on other tokens",
+    "data.max_length": "every trial would be measured on other tokens",
     "training.eval_strategy": "it says when the loss is measured, not what is learnt",
     "training.eval_steps": "it says when the loss is measured, not what is learnt",
 }
