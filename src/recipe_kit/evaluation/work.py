@@ -174,6 +174,8 @@ def _base_key(work: Work, tuned: PreTrainedModel) -> str:
         "prompts": [question.ids for question in work.asked],
         "stop_ids": work.stop_ids,
         "settings": [settings.perplexity, settings.max_new_tokens, work.packed],
+        # In 16 bits an answer may depend on the batch it is in; base and tuned model get the same ones.
+        "batches": None if work.label == "float32" else [settings.batch_size, work.state.num_processes],
         "lm_eval": settings.lm_eval.model_dump() if settings.lm_eval else None,
         "versions": provenance.versions(),
         "device": torch.cuda.get_device_name() if tuned.device.type == "cuda" else "cpu",
