@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from recipe_kit import metrics, run_dir, trials
 from recipe_kit.cli.compare import compare, one_flag_for_each
-from recipe_kit.comparison import Comparison, as_csv, as_page, as_text, compare_runs
+from recipe_kit.comparison import Comparison, as_csv, as_page, as_text, compare_runs, numbers
 from recipe_kit.comparison.plan import plan, tokens_remark
 from recipe_kit.comparison.runs import read_runs
 from recipe_kit.errors import RecipeError, RunError
@@ -108,6 +108,10 @@ def two(tmp_path: Path) -> Callable[..., Comparison]:
         return compare_runs([first, other])
 
     return make
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    run_dir.write_json(path, json.loads(path.read_text()) | changes)
 
 
 def run(*words: str | Path) -> Result:
@@ -297,6 +301,24 @@ def test_strict_refuses_what_is_marked_otherwise(tmp_path: Path) -> None:
     assert run(tmp_path / "a", "--strict").exit_code == 0
 
 
+def test_strict_refuses_runs_that_are_not_finished_not_evaluated_or_damaged(tmp_path: Path) -> None:
+    names = ["a", "failed", "bare", "damaged"]
+    a, failed, bare, damaged = (make_run(tmp_path / name, overrides=(f"lora.r={r}",)) for r, name in
+                                enumerate(names, 1))  # fmt: skip
+    change_json(failed / "run.json", status="failed", error="out of memory")
+    (bare / "metrics.json").unlink()
+    change_json(damaged / "run.json", seed="many")
+    assert run(a, failed, bare, damaged).exit_code == 0
+    refused = run(a, failed, bare, damaged, "--strict")
+    assert refused.exit_code == 1 and refused.stdout == ""
+    first, *sentences = refused.stderr.splitlines()
+    assert first == "recipe-kit: --strict: not a fair comparison"
+    assert sentences[0] == "quickstart, r 2 did not finish: it failed (out of memory)"
+    assert sentences[1].startswith("quickstart, r 3 was not evaluated; `recipe-kit eval")
+    assert sentences[2].endswith("seed is 'many', not a whole number; the run folder is damaged")
+    assert len(sentences) == 3
+
+
 # --- runs that lack something -----------------------------------------------------------------------------------
 
 
@@ -331,6 +353,55 @@ def test_damaged_metrics_are_said_and_the_figures_kept(two: Callable[..., Compar
     assert comparison.entries[1].figures["tokens"] == 7000
 
 
+@pytest.mark.parametrize("damage", ["null", "[1]", '{"scores": [1]}', '{"scores": {"chrf": 3}}'])
+def test_metrics_of_another_shape_are_said_and_the_others_compared(
+    two: Callable[..., Comparison], tmp_path: Path, damage: str
+) -> None:
+    two()
+    (tmp_path / "b" / "metrics.json").write_text(damage)
+    comparison = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert "has no scores" in comparison.remarks[0] and "metrics.json" in comparison.remarks[0]
+    assert comparison.entries[0].scores and comparison.entries[1].scores == {}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"seed": "many"}, "seed is 'many'"), ({"model": "tiny"}, "model"), ({"training": [1]}, "training is [1]")],
+)
+def test_a_damaged_run_file_is_said_and_the_others_compared(
+    two: Callable[..., Comparison], tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    two()
+    change_json(tmp_path / "b" / "run.json", **changed)
+    comparison = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert len(comparison.entries) == 1 and comparison.damaged == comparison.remarks[:1]
+    assert said in comparison.damaged[0] and comparison.damaged[0].endswith("the run folder is damaged")
+    with pytest.raises(RunError, match="the run folder is damaged"):
+        compare_runs([tmp_path / "b"])
+
+
+def test_numbers_that_were_not_finite_cost_their_score_alone(two: Callable[..., Comparison], tmp_path: Path) -> None:
+    two()
+    change_json(tmp_path / "b" / "metrics.json", scores={}, tuned={"loss": None, "perplexity": None})
+    scores = tmp_path / "a" / "scores.jsonl"
+    scores.write_text(scores.read_text().replace("22.0", "null"))
+    first, other = compare_runs([tmp_path / "a", tmp_path / "b"]).entries
+    assert other.scores == other.against_first == {} and "perplexity" in first.scores
+    change_json(
+        tmp_path / "b" / "metrics.json", scores=json.loads((tmp_path / "a" / "metrics.json").read_text())["scores"]
+    )
+    assert "does not give it back" in "".join(compare_runs([tmp_path / "a", tmp_path / "b"]).remarks)
+
+
+def test_scores_of_an_earlier_version_say_how_to_measure_again(two: Callable[..., Comparison], tmp_path: Path) -> None:
+    two()
+    path = tmp_path / "b" / "scores.jsonl"
+    path.write_text("".join(json.dumps({"digest": str(i), "tuned": {"loss_sum": 2.0}}) + "\n" for i in range(ROWS)))
+    said = compare_runs([tmp_path / "a", tmp_path / "b"]).remarks[0]
+    assert "scores.jsonl: was written by an earlier version" in said
+    assert f"`recipe-kit eval {tmp_path / 'b'}` measures it again" in said
+
+
 def test_a_recipe_of_another_version_is_said_and_the_run_compared(
     two: Callable[..., Comparison], tmp_path: Path
 ) -> None:
@@ -355,9 +426,11 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_run_file_without_its_keys_is_damaged(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"status": "finished"}')
-    with pytest.raises(RunError, match="name is missing; the run folder is damaged"):
-        compare_runs([tmp_path])
+    folder = make_run(tmp_path / "a")
+    found = json.loads((folder / "run.json").read_text())
+    run_dir.write_json(folder / "run.json", {key: value for key, value in found.items() if key != "processes"})
+    with pytest.raises(RunError, match="processes is missing; the run folder is damaged"):
+        compare_runs([folder])
 
 
 # --- seeds ------------------------------------------------------------------------------------------------------
@@ -401,7 +474,7 @@ def test_an_interval_over_rows_never_stands_in_a_column_of_seeds(tmp_path: Path)
     assert "[" not in line.replace("50.00 [45.00, 55.00]", "")  # the base is the same for all
     assert "better in 3 of 3" in text and "0, 1, 2 (n 3)" in text
     page = as_page(comparison, title="t")
-    assert "Every run" in page and "8.166 [7.350, 8.983]" in page
+    assert "Every run" in page and "8.166 <span class=whole>[7.350, 8.983]</span>" in page
 
 
 def test_the_same_recipe_and_seed_twice_is_no_spread_over_seeds(tmp_path: Path) -> None:
@@ -470,6 +543,19 @@ def test_cost_counts_a_gpu_for_each_process_and_one_machine_without_gpus(
     assert "cost" not in compare_runs([folder]).entries[0].figures
 
 
+def test_a_resumed_run_has_no_cost_since_it_recorded_its_last_part_only(tmp_path: Path) -> None:
+    whole, resumed = make_run(tmp_path / "a"), make_run(tmp_path / "b", info={"training.resumed_at_step": 5})
+    comparison = compare_runs([whole, resumed], price_per_hour=4.0)
+    assert [entry.figures["cost"] for entry in comparison.entries] == [pytest.approx(0.1), None]
+    assert "none is shown for a resumed run" in comparison.remarks[-1]
+    assert "resumed at step 5: its tokens, speed and time count from there" in as_text(comparison)
+
+
+def test_numbers_that_round_to_zero_are_zero() -> None:
+    assert [numbers.number(x) for x in (-0.00001, 0.00001, -0.0, -0.0001)] == ["0", "0", "0", "-0.0001"]
+    assert numbers.number(-0.00001, sign=True) == "0"
+
+
 def test_the_base_is_shown_once_where_it_is_the_same_and_for_each_run_where_not(
     two: Callable[..., Comparison],
 ) -> None:
@@ -535,6 +621,12 @@ def test_files_are_not_overwritten_unless_forced(tmp_path: Path) -> None:
     assert "there is no folder" in run(folder, "--csv", tmp_path / "no" / "runs.csv").stderr
 
 
+def test_two_outputs_are_two_files(tmp_path: Path) -> None:
+    folder, page = make_run(tmp_path / "a"), tmp_path / "page.html"
+    refused = run(folder, "--html", page, "--csv", tmp_path / "a" / ".." / "page.html", "--force")
+    assert refused.exit_code == 1 and "is named for two outputs" in refused.stderr and not page.exists()
+
+
 # --- recipes times seeds ----------------------------------------------------------------------------------------
 
 METHODS = ["llama32_1b_full", "llama32_1b_lora", "llama32_1b_qlora"]
@@ -563,9 +655,19 @@ def test_recipes_that_would_read_other_tokens_are_refused_key_by_key(tmp_path: P
     files = [str(tmp_path / f"{name}.yaml") for name in "abc"]
     with pytest.raises(RecipeError) as refused:
         plan(files, [0, 1], runs_dir=tmp_path)
-    first, second = refused.value.problems
-    assert first.key == "data.max_length" and first.message.startswith(f"128 in {files[1]} and 256 in {files[0]}")
-    assert second.key == "training.max_steps" and "the same tokens in the same order" in second.message
+    first, second, remedy = refused.value.problems
+    assert first.key == "data.max_length" and first.message == f"128 in {files[1]} and 256 in {files[0]}"
+    assert second.key == "training.max_steps"
+    assert "the same tokens in the same order; make them equal" in remedy.message
+
+
+def test_recipes_of_other_data_are_refused_with_their_keys_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as refused:
+        plan(["quickstart", "samsum"], [0], profiles=["smoke"], runs_dir=tmp_path)
+    lines = [str(problem) for problem in refused.value.problems]
+    (data,) = [line for line in lines if line.startswith("data")]
+    assert data.startswith("data: samsum and quickstart differ in ") and "train" in data and "max_length" in data
+    assert sum("make them equal" in line for line in lines) == 1
 
 
 def test_equal_effective_batches_in_other_pieces_are_equal(tmp_path: Path) -> None:
@@ -653,6 +755,9 @@ def test_an_interrupted_comparison_says_how_it_goes_on(tmp_path: Path, monkeypat
         (["runs/a", "--seeds", "1"], "--seeds says how to train"),
         (["runs/a", "--profile", "smoke"], "--profile says how to train"),
         (["--recipes", "quickstart", "--seeds", "one"], "'one' is not a valid integer"),
+        (["runs/a", "--price-per-hour", "nan"], "nan is no price"),
+        (["runs/a", "--price-per-hour", "inf"], "inf is no price"),
+        (["runs/a", "--price-per-hour", "-1"], "not in the range"),
     ],
 )
 def test_wrong_usage_is_exit_code_two(words: list[str], said: str | None) -> None:
@@ -681,7 +786,8 @@ runs = pathlib.Path(sys.argv[sys.argv.index("--runs-dir") + 1])
 run = runs / "quickstart" / "2026-01-01T00-00-00"
 run.mkdir(parents=True)
 def say(status):
-    (run / "run.json").write_text(json.dumps({"recipe_sha256": os.environ["DIGEST"], "status": status}))
+    about = {"name": "quickstart", "method": "lora", "model": {}, "data": {}}
+    (run / "run.json").write_text(json.dumps({**about, "recipe_sha256": os.environ["DIGEST"], "status": status}))
 print("results nobody asked for")
 say("running")
 print("step 1", file=sys.stderr, flush=True)

@@ -13,17 +13,21 @@ TWO = [("Results", "<p>None yet.</p>"), ("Results", table(["Name", "Loss"], [["b
 
 
 def test_a_page_is_well_formed_and_equal_headings_get_their_own_ids() -> None:
-    assert Document(page("Two runs", TWO, lead="<p>So far.</p>")).ids == ["content", "at-results", "at-results-2"]
+    assert Document(page("Two runs", TWO, kind="compare", lead="<p>So far.</p>")).ids == [
+        "content",
+        "at-results",
+        "at-results-2",
+    ]
 
 
 def test_navigation_leads_to_every_section() -> None:
-    text = page("Two runs", TWO)
+    text = page("Two runs", TWO, kind="compare")
     assert Document(text).references == ["#content", "#at-results", "#at-results-2"]
     assert '<a class="skip" href="#content">' in text
 
 
 def test_titles_headings_and_cells_are_escaped() -> None:
-    text = page("<b>", [("<i>", table(["<u>"], [["<script>alert(1)</script>"]], caption='"<s>'))])
+    text = page("<b>", [("<i>", table(["<u>"], [["<script>alert(1)</script>"]], caption='"<s>'))], kind="compare")
     assert not re.search(r"<(b|i|u|s|script)>", text)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert 'aria-label="&quot;&lt;s&gt;"' in text
@@ -44,12 +48,23 @@ def test_first_cell_of_a_row_is_its_header_and_columns_of_numbers_align() -> Non
     assert "<th scope=col class=number>base</th>" in text
 
 
+def test_an_interval_stays_whole_where_a_cell_is_broken_into_lines() -> None:
+    text = table(["", "base", "why"], [["loss", "4.0 (3.9 to 4.1)", "(as it is)"]], caption="Scores")
+    assert "<td class=number>4.0 <span class=whole>(3.9 to 4.1)</span></td><td>(as it is)</td>" in text
+
+
+def test_a_column_without_any_value_aligns_like_the_numbers_beside_it() -> None:
+    text = table(["", "base", "tuned"], [["loss", "4.0", "–"], ["speed", "3.0", "—"]], caption="Scores")
+    assert "<td class=number>4.0</td><td class=number>–</td>" in text
+    assert "class=number" not in table(["", "why"], [["loss", "–"]], caption="Words")
+
+
 def test_table_without_rows_keeps_its_header() -> None:
     assert "<th scope=col>base</th>" in table(["", "base"], [], caption="Scores")
 
 
 def test_page_needs_no_network_and_no_script() -> None:
-    text = page("Two runs", TWO)
+    text = page("Two runs", TWO, kind="compare")
     assert not re.search(r"<script|https?://|url\(", text)
     assert "default-src 'none'" in text
 

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from pages import Document
 from recipe_kit.cli.report import report
 from recipe_kit.errors import RunError
+from recipe_kit.page import page
 from recipe_kit.report import CSV_COLUMNS, write_report
 from recipe_kit.report.files import read
 from recipe_kit.report.plots import MAX_POINTS, means, thin
@@ -225,7 +226,8 @@ def test_a_failed_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_a_run_of_nothing_but_a_status_has_a_page(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"status": "interrupted"}')
+    bare = {"status": "interrupted", "name": "shop", "method": "lora", "model": {}, "data": {}}
+    (tmp_path / "run.json").write_text(json.dumps(bare))
     _, document = page_of(tmp_path)
     assert "The run was interrupted before anything was measured." in document.text
     assert "This folder has no recipe.yaml ." in document.text
@@ -288,6 +290,32 @@ def test_a_loss_that_is_not_a_number_is_said_and_the_plot_is_drawn(tmp_path: Pat
     assert sentence in said(run)
     assert document.text.count(sentence) == 2
     assert 'id="loss-title"' in text
+
+
+NAN = [*LOG, {"step": 15, "seconds": 30.0, "loss": math.nan}, {"step": 20, "seconds": 40.0, "loss": math.nan}]
+WIRING = {"notes": ["wiring check: a tiny random model, whose scores and answers mean nothing"]}
+
+
+@pytest.mark.parametrize("info", [{}, WIRING])
+def test_a_training_that_went_wrong_is_the_headline(tmp_path: Path, info: dict[str, Any]) -> None:
+    run = make_run(tmp_path, info=info, log=NAN, measured=metrics(exact_match=SAME))
+    assert said(run).startswith("Training went wrong: the training loss was no finite number, first at step 15\n")
+
+
+def test_a_gradient_that_overflowed_once_is_no_headline(tmp_path: Path) -> None:
+    log = [*LOG, {"step": 15, "seconds": 30.0, "grad_norm": math.inf}]
+    found = said(make_run(tmp_path, log=log, measured=metrics(rougeL=BETTER)))
+    assert found.startswith("It helped: better in ROUGE-L\nThe gradient norm was no finite number at 1 of 4")
+
+
+@pytest.mark.parametrize(
+    ("measured", "headline"),
+    [(None, "The run failed before anything was measured"), (metrics(rougeL=BETTER), "The run failed")],
+)
+def test_a_failed_run_says_so_before_anything_else(tmp_path: Path, measured: Any, headline: str) -> None:
+    run = make_run(tmp_path, info=WIRING | {"status": "failed"}, log=NAN, measured=measured)
+    assert said(run).splitlines()[0] == headline
+    assert "The model is a tiny random one" in said(run)
 
 
 def test_a_run_of_nothing_but_nan_has_no_loss_curve(tmp_path: Path) -> None:
@@ -482,6 +510,14 @@ def test_a_file_that_is_no_report_is_not_replaced(tmp_path: Path) -> None:
     assert write_report(run) == write_report(run)  # our own page is
 
 
+def test_a_page_of_a_comparison_is_no_report(tmp_path: Path) -> None:
+    compared = page("2 runs compared", [("Runs", "<p>Two.</p>")], kind="compare")
+    (tmp_path / "compared.html").write_text(compared)
+    with pytest.raises(RunError, match=r"compared.html exists and is no report"):
+        write_report(make_run(tmp_path / "run"), out=tmp_path / "compared.html")
+    assert (tmp_path / "compared.html").read_text() == compared
+
+
 def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write .*page.html"):
@@ -522,6 +558,7 @@ def test_numbers_are_written_for_people() -> None:
     assert [number(x) for x in (55.091, 2.1787, 0.4312, -0.05, 50257.4, 0.0, 0.00021, math.nan, math.inf, None)] == [
         "55.1", "2.18", "0.431", "−0.050", "50,257", "0.000", "0.00021", "not a number", "infinite", "—",
     ]  # fmt: skip
+    assert [number(x) for x in (-1e-12, 1e-12, -0.0)] == ["0", "0", "0.000"]
     assert estimate({"value": 0.31, "low": 0.0003, "high": 0.36}) == "0.310 (0.00030 to 0.360)"
     assert [p_value(p) for p in (1e-9, 0.0321, 1.0, None)] == ["p < 0.0001", "p = 0.032", "p = 1", ""]
     assert [duration(s) for s in (0.605, 42, 250.4, 7500, 90_000, 3600)] == [

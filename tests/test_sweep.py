@@ -113,6 +113,7 @@ def test_every_value_and_end_of_a_range_occurs_in_the_corners() -> None:
         (["lora.r=8..16"], "a range needs `--sampler tpe`"),
         (["evaluation.limit=1,2"], "evaluation.limit cannot be swept: the held-out loss does not depend on it"),
         (["data.eval.rows=1,2"], "every trial would be measured on other rows"),
+        (["data.max_length=64,128"], "data.max_length cannot be swept: every trial would be measured on other tokens"),
         (["data.train_on=all,assistant"], "every trial would be measured on other tokens"),
         (["training.learning_rate=1"], "--set training.learning_rate=2 sets it as well"),
     ],
@@ -134,14 +135,14 @@ def test_mistakes_of_all_combinations_are_said_once_before_anything_trains(
     monkeypatch.setattr(trials, "train", lambda *_, **__: pytest.fail("something was trained"))
     result = run(
         "quickstart", "--profile", "smoke", "--set", EVAL, "--over", "lora.rr=8,16", "--runs-dir", tmp_path,
-        "--over", "training.learning_rat=1e-4", "--over", "data.max_length=64,long", "--out", tmp_path / "best.yaml",
+        "--over", "training.learning_rat=1e-4", "--over", "training.max_steps=4,long", "--out", tmp_path / "best.yaml",
     )  # fmt: skip
     assert result.exit_code == 1
     assert sorted(result.stderr.splitlines()) == [
-        "data.max_length: expected a whole number; got 'long' (from `--over data.max_length=64,long`)",
         "recipe-kit: lora.rr: not a field of LoraConfig; did you mean r? (from `--over lora.rr=8,16`)",
         "training.learning_rat: not a field of SFTConfig; did you mean learning_rate? "
         "(from `--over training.learning_rat=1e-4`)",
+        "training.max_steps: expected a whole number; got 'long' (from `--over training.max_steps=4,long`)",
     ]
 
 
@@ -212,6 +213,29 @@ def test_without_pruning_nothing_is_evaluated_while_training() -> None:
     assert not [change for change in trial_overrides(recipe, prune=False) if "eval_s" in change]
 
 
+QLORA = ["method=qlora", "quantization.load_in_4bit=true"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "on_cpu", "evaluated"),
+    [
+        (QLORA, True, False),
+        ([*QLORA, "training.use_cpu=false", "launch.accelerate_config=null"], False, True),
+        ([*QLORA, "training.use_cpu=true", "launch.accelerate_config=null"], False, False),
+        ([*QLORA, "training.use_cpu=false", "launch.accelerate_config=cpu"], False, False),
+        ([], True, True),
+    ],
+)
+def test_a_trial_of_4_bit_weights_on_a_cpu_is_not_evaluated_while_it_trains(
+    planned: Callable[..., SweepPlan], overrides: list[str], on_cpu: bool, evaluated: bool
+) -> None:
+    plan = planned("lora.r=4,8", overrides=[EVAL, *overrides], on_cpu=on_cpu)
+    trial = plan.trial({"lora.r": 4})
+    assert ("eval_strategy" in trial.recipe.training) == evaluated
+    assert ("are not stopped early" in plan.remark) != evaluated
+    assert trial.recipe.evaluation.split == "eval"
+
+
 # --- pruning ----------------------------------------------------------------------------------------------------
 
 CURVES = [{10: 3.0, 20: 2.0, 30: 1.8}, {10: 3.2, 20: 2.4, 30: 2.0}, {10: 2.8, 20: 2.2, 30: 1.9}]
@@ -252,6 +276,7 @@ def test_a_watcher_reads_the_log_and_keeps_the_curve() -> None:
 def test_a_loss_that_is_no_number_stops_a_trial_even_without_pruning(key: str, value: float) -> None:
     said = Watcher(None)(json.loads(json.dumps({"step": 4, key: value})))
     assert said is not None and f"loss is {value} at step 4" in said
+    assert "loss is not a number at step 4" in str(Watcher(None)({"step": 4, key: None}))
 
 
 def test_trials_with_other_steps_are_not_held_against_one_another() -> None:
@@ -274,6 +299,7 @@ def finished_run(
     info = {
         "status": "finished", "name": trial.recipe.name, "method": "lora", "recipe_sha256": trial.digest,
         "processes": 1, "seed": 42, "hardware": {}, "model": {"id": "tiny:chatml"}, "training": {"steps": 8},
+        "data": {},
     }  # fmt: skip
     sums = [10 * (loss + spread) for spread in (-0.2, -0.1, 0.1, 0.2)]
     perplexity = {"value": math.exp(loss), "low": math.exp(loss - 0.1), "high": math.exp(loss + 0.1)}
@@ -374,10 +400,32 @@ def test_a_failed_trial_is_remembered_unless_it_is_to_be_tried_again(
     run(*words(tmp_path))
     (tmp_path / "best.yaml").unlink()
     again = children({})
-    assert "failed: no space left" in run(*words(tmp_path)).stdout and again.trained == []
+    said = "failed: no space left (failed before; --retry-failed trains it again)"
+    assert said in run(*words(tmp_path)).stdout and again.trained == []
+    assert said in run(*words(tmp_path)).stdout  # and is not said twice the next time
     (tmp_path / "best.yaml").unlink()
     retried = children({3e-4: 1.5})
     assert run(*words(tmp_path, "--retry-failed")).exit_code == 0 and retried.trained == [3e-4]
+
+
+def test_a_finished_sweep_run_again_shows_its_table_and_replaces_its_own_recipe(
+    children: Callable[..., Children], tmp_path: Path
+) -> None:
+    children({1e-4: 2.0, 2e-4: 2.1, 3e-4: "no space left", 4e-4: 2.2})
+    first, again = run(*words(tmp_path)), run(*words(tmp_path))
+    assert again.exit_code == 0 and "best: trial 1, held-out loss 2.0000" in again.stdout
+    assert len(first.stdout.splitlines()) == len(again.stdout.splitlines())
+    children({3e-4: 1.5})
+    assert run(*words(tmp_path, "--retry-failed")).exit_code == 0
+    assert load_recipe(tmp_path / "best.yaml").training["learning_rate"] == 3e-4
+    (tmp_path / "best.yaml").write_text((tmp_path / "best.yaml").read_text() + "# mine\n")
+    refused = run(*words(tmp_path))
+    assert refused.exit_code == 1 and "best.yaml exists already" in refused.stderr
+
+
+def test_a_price_that_is_no_number_is_wrong_usage(tmp_path: Path) -> None:
+    refused = run(*words(tmp_path, "--price-per-hour", "nan"))
+    assert refused.exit_code == 2 and "nan is no price" in refused.stderr
 
 
 def test_without_pruning_every_trial_is_trained_to_its_end(children: Callable[..., Children], tmp_path: Path) -> None:
@@ -528,7 +576,7 @@ def test_the_best_recipe_is_a_child_that_gives_back_every_setting(
     tmp_path: Path, source: str, profiles: list[str], overrides: list[str]
 ) -> None:
     wanted = load_recipe(source, profiles=profiles, overrides=overrides)
-    best.write(tmp_path / "best.yaml", source, wanted, comments=["One line"])
+    best.write(tmp_path / "best.yaml", source, wanted, comments=["One line"], memory=tmp_path / "sweep.json")
     text = (tmp_path / "best.yaml").read_text()
     assert load_recipe(tmp_path / "best.yaml") == wanted
     assert text.startswith(f"# One line\nextends: {source}\n")
@@ -537,7 +585,7 @@ def test_the_best_recipe_is_a_child_that_gives_back_every_setting(
 
 def test_the_best_recipe_holds_only_what_differs(tmp_path: Path) -> None:
     wanted = load_recipe("quickstart", overrides=["lora.r=64", "training.learning_rate=1e-4"])
-    best.write(tmp_path / "best.yaml", "quickstart", wanted, comments=[])
+    best.write(tmp_path / "best.yaml", "quickstart", wanted, comments=[], memory=tmp_path / "sweep.json")
     assert (tmp_path / "best.yaml").read_text() == (
         "extends: quickstart\nlora: {r: 64}\ntraining: {learning_rate: 0.0001}\n"
     )
@@ -551,7 +599,7 @@ def test_a_recipe_of_ones_own_is_extended_by_its_relative_path(tmp_path: Path) -
     assert best.default_path("quickstart", "quickstart") == Path("quickstart-best.yaml")
     (tmp_path / "out").mkdir()
     for place, parent in (("mine-best.yaml", "./mine.yaml"), ("out/best.yaml", "../mine.yaml")):
-        best.write(tmp_path / place, str(own), wanted, comments=[])
+        best.write(tmp_path / place, str(own), wanted, comments=[], memory=tmp_path / "sweep.json")
         assert (tmp_path / place).read_text() == f"extends: {parent}\nlora: {{r: 4}}\n"
         assert load_recipe(tmp_path / place) == wanted
 
@@ -561,7 +609,7 @@ def test_what_a_child_cannot_say_is_written_out_in_full(tmp_path: Path) -> None:
     own = tmp_path / "mine.yaml"
     own.write_text("name: mine\nextends: quickstart\nprofiles: {p: {data: {system: '1e-4'}}}\n")
     wanted = load_recipe(own, profiles=["p"])
-    best.write(tmp_path / "best.yaml", str(own), wanted, comments=["Why"])
+    best.write(tmp_path / "best.yaml", str(own), wanted, comments=["Why"], memory=tmp_path / "sweep.json")
     text = (tmp_path / "best.yaml").read_text()
     assert text.startswith("# Why\nname: mine\n") and "extends" not in text
     assert load_recipe(tmp_path / "best.yaml") == wanted and wanted.data.system == "1e-4"

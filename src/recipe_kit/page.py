@@ -12,17 +12,24 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-GENERATOR = '<meta name="generator" content="recipe-kit">'  # tells our pages from other files
 _NUMBER = re.compile(r"[-+−±<≤~]? ?[0-9]")
+_BRACKETS = re.compile(r"[(\[][^()\[\]]{1,24}[)\]]")  # an interval, which is not broken over two lines
 _LONG = 40  # characters; a column with such a cell is given room on a phone
+_LONG_HEAD = 16  # characters; such a heading would be a tower over a column of short cells
 _ABSENT = frozenset({"", "-", "–", "—"})
 _KEPT = frozenset("\n\t\u200c\u200d")  # Devanagari and emoji need the joiners
 
 
-def page(title: str, sections: Sequence[tuple[str, str]], *, lead: str = "", style: str = "") -> str:
+def generator(kind: str) -> str:
+    """The line that tells our pages from other files, and those of one kind (`report`, `compare`) from another."""
+    return f'<meta name="generator" content="recipe-kit {kind}">'
+
+
+def page(title: str, sections: Sequence[tuple[str, str]], *, kind: str, lead: str = "", style: str = "") -> str:
     """A whole document: `lead` stands under the title; each section is a heading (text) and what it holds (HTML).
 
-    `lead` is HTML too, and `style` is CSS of this page alone. Both, and the sections, are put in as they are.
+    `kind` is the command that writes it. `lead` is HTML too, and `style` is CSS of this page alone. Both, and the
+    sections, are put in as they are.
     """
     names = _names([heading for heading, _ in sections])
     links = "".join(
@@ -38,7 +45,7 @@ def page(title: str, sections: Sequence[tuple[str, str]], *, lead: str = "", sty
         # Nothing of a file can act or call home, even if a text got through unescaped.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"{GENERATOR}\n<title>{escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n"
+        f"{generator(kind)}\n<title>{escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n"
         f'<a class="skip" href="#content">Skip to the content</a>\n<header>\n<h1>{escape(title)}</h1>\n{lead}\n'
         f'</header>\n{contents}<main id="content" tabindex="-1">\n{parts}\n</main>\n</body>\n</html>\n'
     )
@@ -50,14 +57,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str)
     Scrolls sideways where the page is narrow, also by keyboard.
     """
     columns = list(zip(*rows, strict=True))
-    numeric = [index > 0 and _is_numeric(column) for index, column in enumerate(columns)] or [False] * len(header)
+    numeric = _numeric(columns) or [False] * len(header)
     long = [any(len(text) > _LONG for text in column) for column in columns] or [False] * len(header)
     kinds = zip(numeric, long, strict=True)
     classes = [" class=number" if is_number else " class=long" if is_long else "" for is_number, is_long in kinds]
-    head = "".join(f"<th scope=col{c}>{escape(text)}</th>" for c, text in zip(classes, header, strict=True))
+    head = "".join(
+        f"<th scope=col{c}>{f'<div class=roomy>{escape(text)}</div>' if len(text) > _LONG_HEAD else escape(text)}</th>"
+        for c, text in zip(classes, header, strict=True)
+    )
     body = "\n".join(
         f"<tr><th scope=row>{escape(row[0])}</th>"
-        + "".join(f"<td{c}>{escape(text)}</td>" for c, text in zip(classes[1:], row[1:], strict=True))
+        + "".join(f"<td{c}>{_cell(text, c)}</td>" for c, text in zip(classes[1:], row[1:], strict=True))
         + "</tr>"
         for row in rows
     )
@@ -66,6 +76,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str)
         f"<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n"
         "</table></div>"
     )
+
+
+def _cell(text: str, kind: str) -> str:
+    return _BRACKETS.sub(r"<span class=whole>\g<0></span>", escape(text)) if "number" in kind else escape(text)
 
 
 def escape(text: str) -> str:
@@ -81,8 +95,11 @@ def _visible(character: str) -> str:
     return f"<U+{ord(character):04X}>" if inkless and character not in _KEPT else character
 
 
-def _is_numeric(column: Sequence[str]) -> bool:
-    return all(_NUMBER.match(text) for text in column if text not in _ABSENT)
+def _numeric(columns: Sequence[Sequence[str]]) -> list[bool]:
+    """Which columns hold numbers; one without any value goes with those beside it."""
+    known = [[text for text in column if text not in _ABSENT] for column in columns]
+    sure = [index > 0 and bool(texts) and all(map(_NUMBER.match, texts)) for index, texts in enumerate(known)]
+    return [is_number or (index > 0 and not known[index] and any(sure)) for index, is_number in enumerate(sure)]
 
 
 def _names(headings: Sequence[str]) -> list[str]:
@@ -122,6 +139,11 @@ a { color: var(--link); text-underline-offset: .15em; }
 nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: .25rem 1.1rem; margin: 1rem 0 0; padding: 0; }
 nav a { display: inline-block; padding: .25rem 0; }
 .scroll { overflow-x: auto; max-width: 100%; }
+@media screen { .scroll { /* a shadow at each edge behind which there is more, covered where there is not */
+  background: linear-gradient(to right, var(--page) 1.5rem, transparent 3rem) left / 3rem 100% no-repeat local,
+    linear-gradient(to left, var(--page) 1.5rem, transparent 3rem) right / 3rem 100% no-repeat local,
+    linear-gradient(to right, var(--rule), transparent) left / 1rem 100% no-repeat scroll,
+    linear-gradient(to left, var(--rule), transparent) right / 1rem 100% no-repeat scroll; } }
 table { border-collapse: collapse; margin: .75rem 0 1.25rem; font-variant-numeric: tabular-nums; }
 caption { text-align: start; color: var(--faint); padding-bottom: .35rem; position: sticky; left: 0;
   max-width: min(46rem, 92vw); }
@@ -132,6 +154,13 @@ tr { break-inside: avoid; }
 .number { text-align: end; white-space: nowrap; }
 thead th { color: var(--faint); font-weight: 600; vertical-align: bottom; }
 thead .number { white-space: normal; }
+.roomy { min-width: 6.5rem; }
+.whole { white-space: nowrap; }
+@media screen and (max-width: 40rem) {
+  th, td { padding: .25rem .6rem .25rem 0; font-size: .85rem; line-height: 1.35; }
+  tbody th { min-width: 4.5rem; }
+  .number { white-space: normal; }
+}
 .faint { color: var(--faint); }
 .better { color: var(--better); }
 .worse { color: var(--worse); }

@@ -69,7 +69,8 @@ def as_page(comparison: Comparison, *, title: str, before: Sequence[tuple[str, s
     if comparison.remarks:
         sections.append(("Notes", _items(comparison.remarks)))
     sections.append(("Folders", _folders(comparison)))
-    return page.page(title, sections, lead=f'<p class="faint">{page.escape(" ".join(legend(comparison)))}</p>')
+    lead = f'<p class="faint">{page.escape(" ".join(legend(comparison)))}</p>'
+    return page.page(title, sections, kind="compare", lead=lead)
 
 
 def _score_sections(laid: Layout) -> list[tuple[str, str]]:

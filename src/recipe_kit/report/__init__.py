@@ -14,7 +14,7 @@ from pathlib import Path
 
 from recipe_kit import run_dir
 from recipe_kit.errors import RunError
-from recipe_kit.page import GENERATOR, escape, page
+from recipe_kit.page import escape, generator, page
 from recipe_kit.report import answers, curves, plots, results, sections, words
 from recipe_kit.report.files import Json, Record, read, section
 from recipe_kit.report.verdict import label, scores_of, verdict
@@ -62,7 +62,8 @@ def html(record: Record) -> str:
     ]
     title = f"{record.name}: did it help?"
     style = _STYLE + answers.STYLE + sections.STYLE
-    return page(title, [(heading, inner) for heading, inner in parts if inner], lead=_lead(record), style=style)
+    filled = [(heading, inner) for heading, inner in parts if inner]
+    return page(title, filled, kind="report", lead=_lead(record), style=style)
 
 
 def write_figures(record: Record, folder: Path) -> list[Path]:
@@ -124,10 +125,10 @@ def _as_csv(rows: Sequence[Sequence[object]]) -> str:
 
 
 def _check_ours(path: Path) -> None:
-    """Raises RunError when the file is there and no page of ours: it is not ours to replace."""
+    """Raises RunError when the file is there and no report: it is not ours to replace."""
     if path.is_file():
         with path.open(encoding="utf-8", errors="replace") as file:
-            if GENERATOR not in file.read(2000):
+            if generator("report") not in file.read(2000):
                 raise RunError(f"{path} exists and is no report; choose another file with --out")
 
 

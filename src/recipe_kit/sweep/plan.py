@@ -24,10 +24,7 @@ _MEASURED = (
     "evaluation.samples=0", "evaluation.prompts=[]", "evaluation.judge=null", "evaluation.lm_eval=null",
 )  # fmt: skip
 
-
-_UNPRUNED = (
-    "trials of method qlora on a CPU are not stopped early: evaluating while they train would change their 4-bit weights"
-)
+_UNPRUNED = "trials of qlora on a CPU are not stopped early: evaluating one in training would change its 4-bit weights"
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,8 @@ class SweepPlan:
     def must_not_evaluate(self, recipe: Recipe) -> bool:
         """Whether evaluating while it trains would change what is trained: on a CPU, bitsandbytes packs 4-bit weights
         anew for a model that is evaluated, which loses some of their precision, and training goes on with those."""
-        return recipe.method == "qlora" and (self.on_cpu or recipe.training.get("use_cpu") is True)
+        chosen = recipe.training.get("use_cpu") is True or recipe.launch.accelerate_config == "cpu"
+        return recipe.method == "qlora" and (self.on_cpu or chosen)
 
     def wanted(self, settings: Settings) -> Recipe:
         """The recipe of a combination as a user would train it: without what a trial changes in how it is measured."""
