@@ -59,7 +59,7 @@ def test_two_ranks_share_one_split_and_one_run_folder(tmp_path: Path) -> None:
             "--set", "training.per_device_train_batch_size=" + {"1": "4", "2": "2"}[processes],
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("perplexity") == 1
+        assert done.stdout.count("16 held-out rows (eval)") == 1
     (one, alone), (two, shared) = (finished(tmp_path / processes, "customer_support") for processes in ("1", "2"))
     assert (alone["processes"], shared["processes"]) == (1, 2)
     assert alone["data"] == shared["data"]
