@@ -348,3 +348,30 @@ def test_a_key_in_the_query_of_the_url_is_not_recorded(serve: Any) -> None:
 def test_no_pairs_is_a_sentence(serve: Any) -> None:
     with pytest.raises(RunError, match="no pair of answers"):
         judge([], settings(serve(longer_wins)))
+
+
+@pytest.mark.slow
+def test_a_run_is_judged_and_its_verdicts_are_kept_when_it_is_measured_again(
+    serve: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from recipe_kit import run_dir
+    from recipe_kit.cli.results import show_results
+    from recipe_kit.evaluation import evaluate
+    from recipe_kit.recipe import load_recipe
+    from recipe_kit.training import train
+
+    server = serve(longer_wins)
+    run = train(
+        load_recipe("samsum", profiles=["smoke"], overrides=["training.max_steps=2", "training.save_strategy=no"]),
+        runs_dir=tmp_path,
+    )
+    judged = [f"evaluation.judge={{url: {server.url}, model: longest}}"]
+    metrics = evaluate(run, overrides=judged)
+    found = metrics["judge"]
+    lines = run_dir.read_lines(run / run_dir.JUDGE)
+    assert found["wins"] + found["losses"] + found["ties"] + found["failed"] == len(lines) == 18
+    show_results(run)
+    assert "judge longest: tuned better in" in capsys.readouterr().out
+    assert "judge" not in evaluate(run) and not (run / run_dir.JUDGE).exists()
+    (kept,) = (run / run_dir.EVALUATIONS).glob("*/judge.jsonl")
+    assert run_dir.read_lines(kept) == lines

@@ -96,7 +96,8 @@ def versions() -> dict[str, str]:
 
 def _hardware(recipe: Recipe) -> dict[str, Any]:
     if modeling.uses_cpu(recipe):
-        return {"device": "cpu", "machine": platform.machine(), "cores": os.cpu_count()}
+        threads = torch.get_num_threads()  # in 16 bits another number of threads rounds another way
+        return {"device": "cpu", "machine": platform.machine(), "cores": os.cpu_count(), "threads": threads}
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {
         "device": "cuda",

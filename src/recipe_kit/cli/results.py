@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ def show_results(run: Path, *, samples: int = 4) -> None:
         metrics = run_dir.read_metrics(run)
         click.echo(metrics_table(metrics))
         for problem in metrics.get("problems", []):
-            click.echo(f"not measured: {problem}")
+            click.echo(f"note: {problem}")
+        for line in _others(metrics):
+            click.echo(line)
     lines = run_dir.read_lines(run / run_dir.SAMPLES)
     # Some held-out prompts and some of the recipe's own, as many of each as there are.
     own = [line for line in lines if line.get("kind") == "prompt"][: samples // 2]
@@ -50,6 +53,22 @@ def metrics_table(metrics: run_dir.Metrics) -> str:
     for name, group in metrics.get("groups", {}).items():
         parts.append(f"\n{name}: {group['rows']} rows\n{_scores(group['scores'])}")
     return "\n".join(parts)
+
+
+def _others(metrics: run_dir.Metrics) -> Iterator[str]:
+    """What a judge and lm-eval's tasks say, a line each."""
+    if judge := metrics.get("judge"):
+        share = judge["win_share"]
+        cost = f", cost {judge['cost']:.4f}" if judge.get("cost") is not None else ""
+        yield (
+            f"judge {judge['model']}: tuned better in {judge['wins']}, base in {judge['losses']}, {judge['ties']} ties"
+            f", {judge['failed']} failed; win share {_estimate(share, 2)}, p {_p(judge['p_value'])}{cost}"
+        )
+    for task, found in metrics.get("lm_eval", {}).get("tasks", {}).items():
+        for name, values in found["metrics"].items():
+            base, tuned = (values[which] for which in ("base", "tuned"))
+            if base is not None:
+                yield f"{task} {name}: base {base['value']:.3f}, tuned {tuned['value']:.3f}"
 
 
 def _scores(scores: dict[str, run_dir.ScoreEntry]) -> str:

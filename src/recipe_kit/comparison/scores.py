@@ -17,7 +17,7 @@ from recipe_kit.metrics import Statistics
 
 Row = dict[str, Any]
 _LOSSES = {"perplexity": ("loss_sum", "tokens"), "perplexity_all_tokens": ("all_loss_sum", "all_tokens")}
-_OF_ANSWERS = {"stop_rate": "stopped", "answer_tokens": "tokens"}
+_OF_ANSWERS = {"answer_tokens": "tokens"}
 _EQUAL = 1e-6  # relative; above it a number recomputed from rows is not the one that was reported
 
 
@@ -187,6 +187,8 @@ def _scored_answers(rows: Sequence[Row]) -> list[tuple[int, Row]]:
 
 
 def _value_of(answer: Row, name: str) -> Any:
+    if name == "stop_rate":  # an answer that says nothing did not end, as evaluation counts it
+        return float(bool(answer.get("stopped") and answer.get("tokens")))
     return answer.get(_OF_ANSWERS[name]) if name in _OF_ANSWERS else (answer.get("scores") or {}).get(name)
 
 

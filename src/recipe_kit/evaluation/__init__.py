@@ -191,8 +191,6 @@ def measure(
         (run / run_dir.JUDGE).unlink(missing_ok=True)
         if settings.judge is not None:
             record.ask_judge(run, work, metrics, results)
-        for problem in work.problems:
-            report(problem)
 
     together(work.state, write)
     return metrics

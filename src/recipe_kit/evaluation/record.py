@@ -14,13 +14,15 @@ from recipe_kit.run_dir import Metrics
 
 
 def keep_earlier(run: Path, metrics: Metrics, report: Report) -> None:
-    """Set an evaluation of other rows, precision or decoding aside before this one takes its place."""
+    """Set an evaluation of other rows, precision or decoding aside before this one takes its place; also one with
+    verdicts or tasks, which cost more than time."""
     if not (run / run_dir.METRICS).is_file():
         return
     old: dict[str, Any] = {**run_dir.read_metrics(run)}
     new: dict[str, Any] = {**metrics}
     same = all(old.get(fact) == new[fact] for fact in ("split", "rows", "content_sha256", "precision", "generation"))
-    if same and old.get("scores", {}).keys() <= metrics["scores"].keys():
+    paid_for = "judge" in old or "lm_eval" in old
+    if same and not paid_for and old.get("scores", {}).keys() <= metrics["scores"].keys():
         return
     place = run / run_dir.EVALUATIONS / str(old.get("evaluated_at", "earlier")).replace(":", "-")
     place.mkdir(parents=True, exist_ok=True)

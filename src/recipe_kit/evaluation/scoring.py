@@ -171,10 +171,10 @@ def _answers(
     results = {"base": base, "tuned": tuned}
     both: Both = {}
     for name, label, direction, fact in (
-        ("stop_rate", "answers that end by themselves", True, "stopped"),
-        ("answer_tokens", "answer length in tokens", None, "tokens"),
+        ("stop_rate", "answers that end by themselves", True, ended),
+        ("answer_tokens", "answer length in tokens", None, length),
     ):
-        values = [[float((r.answers[i] or NO_ANSWER)[fact]) for i in answered] for r in (base, tuned)]
+        values = [[fact(r.answers[i] or NO_ANSWER) for i in answered] for r in (base, tuned)]
         one, other = (Scored(mean(v), label=label, higher_is_better=direction, settings={}) for v in values)
         both[name] = (one, other)
     references = [asked[index].reference or "" for index in answered]
@@ -215,6 +215,15 @@ def _answers(
                     own = found.answers[which].setdefault(index, {})
                     own[name] = value if math.isfinite(value) else None
     return answered, both
+
+
+def ended(answer: Answer) -> float:
+    """Whether an answer ended by itself; one that says nothing did not begin."""
+    return float(bool(answer["stopped"] and answer["tokens"]))
+
+
+def length(answer: Answer) -> float:
+    return float(answer["tokens"])
 
 
 def _by_row(scores: Both, rows: Sequence[int | None]) -> Both:

@@ -178,7 +178,7 @@ def _base_key(work: Work, tuned: PreTrainedModel) -> str:
         "batches": None if work.label == "float32" else [settings.batch_size, work.state.num_processes],
         "lm_eval": settings.lm_eval.model_dump() if settings.lm_eval else None,
         "versions": provenance.versions(),
-        "device": torch.cuda.get_device_name() if tuned.device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if tuned.device.type == "cuda" else f"cpu x {torch.get_num_threads()}",
     })  # fmt: skip
 
 
