@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from recipe_kit import metrics
 from recipe_kit.errors import FormatError, MetricError, Problem, RecipeError, RegistryError
 from recipe_kit.formatters import check_options, get_formatter
 from recipe_kit.recipe import FormatterSpec, Origin, Recipe, Resolved, check_profiles, resolve
@@ -33,6 +32,10 @@ def _named_problems(resolved: Resolved) -> Iterator[Problem]:
             check_options(get_formatter(spec.name), spec.options)
         except (RegistryError, FormatError) as error:
             yield _problem(resolved, key, error)
+    if not resolved.recipe.evaluation.metrics:
+        return
+    from recipe_kit import metrics  # brings numpy, which is slow to import
+
     for index, metric in enumerate(resolved.recipe.evaluation.metrics):
         try:
             metrics.check_options(metrics.get_metric(metric.name), metric.options)
