@@ -80,6 +80,31 @@ def test_train_with_two_processes_on_a_cpu_really_starts_two(tmp_path: Path) -> 
     assert finished(tmp_path, "samsum")[1]["processes"] == 2
 
 
+ONE_RANK_FAILS = """
+import os, sys, torch
+from recipe_kit.evaluation import work
+from recipe_kit.recipe import load_recipe
+from recipe_kit.training import train
+measured = work.perplexity.row_losses
+def out_of_memory_on_rank_1(*arguments, **options):
+    if os.environ["RANK"] == "1":
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    return measured(*arguments, **options)
+work.perplexity.row_losses = out_of_memory_on_rank_1
+changes = ["training.max_steps=1", "training.save_strategy=no"]
+train(load_recipe("samsum", profiles=["smoke"], overrides=changes), runs_dir=sys.argv[1])
+"""
+
+
+def test_a_measurement_that_fails_on_one_rank_ends_on_all_and_keeps_the_run(tmp_path: Path) -> None:
+    script = tmp_path / "one_rank_fails.py"
+    script.write_text(ONE_RANK_FAILS)
+    done = start(BIN / "torchrun", "--standalone", "--nproc_per_node", "2", script, tmp_path / "runs")
+    assert done.returncode == 0, done.stderr[-2000:]
+    _, info = finished(tmp_path / "runs", "samsum")
+    assert "another process could not measure its part (OutOfMemoryError: CUDA out of memory)" in info["notes"][-1]
+
+
 @pytest.mark.reference
 def test_200_real_rows_score_the_same_padded_packed_and_on_two_processes(reference: Path, tmp_path: Path) -> None:
     """LlamaFactory #2140: ROUGE differed from rouge_score; the loss is that of a float64 loop over single rows."""
