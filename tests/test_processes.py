@@ -99,7 +99,11 @@ train(load_recipe("samsum", profiles=["smoke"], overrides=changes), runs_dir=sys
 def test_a_measurement_that_fails_on_one_rank_ends_on_all_and_keeps_the_run(tmp_path: Path) -> None:
     script = tmp_path / "one_rank_fails.py"
     script.write_text(ONE_RANK_FAILS)
-    done = start(BIN / "torchrun", "--standalone", "--nproc_per_node", "2", script, tmp_path / "runs")
+    # An empty cache: whichever rank comes first builds the model's folder, and builds it whole.
+    done = start(
+        BIN / "torchrun", "--standalone", "--nproc_per_node", "2", script, tmp_path / "runs",
+        RECIPE_KIT_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     _, info = finished(tmp_path / "runs", "samsum")
     assert "another process could not measure its part (OutOfMemoryError: CUDA out of memory)" in info["notes"][-1]

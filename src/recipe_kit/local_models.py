@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from recipe_kit import catalog
 from recipe_kit.errors import ModelError
@@ -162,8 +163,14 @@ def _build_tiny(style: str, folder: Path) -> None:
                 pad_token_id=fast.pad_token_id,
             )
         )
-    model.to(torch.float32).save_pretrained(folder)
+    _save(model.to(torch.float32), folder)
     fast.save_pretrained(folder)
+
+
+def _save(model: Any, folder: Path) -> None:
+    """Write the model, in whichever process builds it: by itself transformers 5.23 writes on the first rank alone."""
+    model.should_save_on_this_rank = lambda *args, **kwargs: True
+    model.save_pretrained(folder)
 
 
 def _sample_lines() -> Iterator[str]:
@@ -194,5 +201,5 @@ def _convert_gguf(file: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(packed.state_dict())
     model.generation_config = packed.generation_config
-    model.save_pretrained(folder)
+    _save(model, folder)
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
