@@ -98,6 +98,19 @@ def quiet_libraries() -> None:
         transformers_logging.disable_progress_bar()
 
 
+def leave_together() -> None:
+    """End the talk between the ranks of this process's group, if it has one.
+
+    A rank that exits while the threads of its group still run may be ended by the C++ runtime (`terminate called
+    without an active exception`, seen with torch 2.13 and gloo on a busy machine): everything done, and exit code 1.
+    """
+    import torch.distributed as group
+
+    if group.is_available() and group.is_initialized():
+        group.barrier()
+        group.destroy_process_group()
+
+
 def table(rows: Iterable[tuple[str, ...]]) -> str:
     """Left-aligned columns, two spaces apart."""
     rows = list(rows)

@@ -7,7 +7,15 @@ import sys
 
 import click
 
-from recipe_kit.cli._common import Sentence, is_first_rank, json_option, print_json, quiet_libraries, remark
+from recipe_kit.cli._common import (
+    Sentence,
+    is_first_rank,
+    json_option,
+    leave_together,
+    print_json,
+    quiet_libraries,
+    remark,
+)
 
 PRECISIONS = ("float32", "bfloat16", "float16", "nf4")
 
@@ -59,6 +67,7 @@ def eval_(
         folder, split=split, limit=limit, precision=precision, packed=packed, fresh=fresh, overrides=overrides,
         report=remark if is_first_rank() else lambda text: None,
     )  # fmt: skip
+    leave_together()
     if not is_first_rank():
         return
     if as_json:

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from recipe_kit.cli._common import Sentence, is_first_rank, overlay_options, quiet_libraries, recipe_argument, remark
+from recipe_kit.cli._common import (
+    Sentence,
+    is_first_rank,
+    leave_together,
+    overlay_options,
+    quiet_libraries,
+    recipe_argument,
+    remark,
+)
 
 
 def run_options(command: Any) -> Any:
@@ -67,6 +75,7 @@ def rank(
         if is_first_rank():
             remark("interrupted; --resume continues from the last checkpoint, if one was saved")
         sys.exit(130)
+    leave_together()
     if is_first_rank():
         from recipe_kit.cli.results import show_results
 
