@@ -39,11 +39,17 @@ ALLOWED = {
     "progress": set(),
     "metrics": {"quality", "registry", "run_dir"},
     "page": set(),
+    "lock": {"recipe", "run_dir"},
     "evaluation": {
-        *("data", "labels", "local_models", "metrics", "modeling", "preview", "progress", "provenance", "recipe"),
-        "run_dir",
+        *("data", "labels", "local_models", "lock", "metrics", "modeling", "preview", "progress", "provenance"),
+        *("recipe", "run_dir"),
     },
-    "provenance": {"data", "modeling", "formatters", "recipe", "run_dir"},
+    "merge": {"data", "evaluation", "labels", "local_models", "lock", "modeling", "provenance", "recipe", "run_dir"},
+    "gguf": set(),
+    "card": {"lock", "quality", "recipe", "run_dir"},
+    "publish": {"card", "lock", "recipe", "run_dir"},
+    "reproduce": {"launch", "lock", "recipe", "run_dir", "trials"},
+    "provenance": {"data", "local_models", "modeling", "formatters", "recipe", "run_dir"},
     "training": {
         *("arguments", "data", "evaluation", "modeling", "progress", "proofs", "provenance", "recipe", "run_dir"),
         "wiring",
@@ -53,10 +59,11 @@ ALLOWED = {
     "trials": {"recipe", "run_dir"},
     "comparison": {"metrics", "page", "recipe", "run_dir", "trials"},
     "sweep": {"comparison", "page", "recipe", "run_dir", "trials"},
-    "chat": {"evaluation", "labels", "modeling", "recipe", "run_dir"},
+    "chat": {"evaluation", "labels", "lock", "modeling", "recipe", "run_dir"},
     "cli": {
         *("catalog", "data", "doctor", "evaluation", "formatters", "launch", "modeling", "plan", "preview", "recipe"),
-        *("chat", "comparison", "report", "run_dir", "sweep", "training", "trials", "validation"),
+        *("card", "chat", "comparison", "gguf", "lock", "merge", "publish", "report", "reproduce", "run_dir"),
+        *("sweep", "training", "trials", "validation"),
     },
     "__main__": {"cli"},
     "__init__": {"*"},  # names resolved on first use
@@ -66,7 +73,9 @@ LIGHT = ["recipe_kit", "recipe_kit.formatters", "recipe_kit.recipe", "recipe_kit
          "recipe_kit.run_dir", "recipe_kit.registry", "recipe_kit.validation", "recipe_kit.labels",
          "recipe_kit.local_models", "recipe_kit.doctor", "recipe_kit.testing", "recipe_kit.proofs",
          "recipe_kit.quality", "recipe_kit.preview", "recipe_kit.metrics", "recipe_kit.page",
-         "recipe_kit.report", "recipe_kit.comparison", "recipe_kit.sweep", "recipe_kit.trials"]  # fmt: skip
+         "recipe_kit.report", "recipe_kit.comparison", "recipe_kit.sweep", "recipe_kit.trials",
+         "recipe_kit.lock", "recipe_kit.card", "recipe_kit.publish", "recipe_kit.gguf",
+         "recipe_kit.reproduce"]  # fmt: skip
 
 
 def part_of(path: Path) -> str:

@@ -14,7 +14,10 @@ keeps its traceback.
     ├── ModelError         a model or tokenizer cannot be found, loaded or combined with the method
     ├── MetricError        a metric gives no score: wrong options, no reference, or its code failed
     ├── LaunchError        the training processes cannot be started, or one of them failed
-    └── RunError           a run folder is missing, unfinished, or cannot be written
+    ├── RunError           a run folder is missing, unfinished, or cannot be written
+    ├── MergeError         an adapter cannot be merged, or the merged model is not the adapter model
+    ├── CardError          a model card cannot be written from a run, or does not pass the lint
+    └── PublishError       the Hub refused, cannot be reached, or would get what it should not
 """
 
 from __future__ import annotations
@@ -90,3 +93,15 @@ class LaunchError(RecipeKitError):
 
 class RunError(RecipeKitError):
     """A run folder is missing, unfinished, or cannot be written."""
+
+
+class MergeError(RecipeKitError):
+    """An adapter cannot be merged, or what came of it is not the model the adapter makes."""
+
+
+class CardError(RecipeKitError):
+    """A model card cannot be written from a run, or does not pass the lint."""
+
+
+class PublishError(RecipeKitError):
+    """The Hub refused or cannot be reached, or a push would publish what it should not."""

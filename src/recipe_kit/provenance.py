@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from transformers import PreTrainedTokenizerBase
 import recipe_kit
 from recipe_kit import data, modeling
 from recipe_kit.formatters import get_formatter
-from recipe_kit.recipe import Recipe, recipe_digest
+from recipe_kit.local_models import local_folder
+from recipe_kit.recipe import ModelSection, Recipe, recipe_digest
 from recipe_kit.run_dir import RunInfo
 
 _PACKAGES = (
@@ -92,6 +94,24 @@ def versions() -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+def base_license(model: ModelSection, revision: str | None) -> dict[str, str] | None:
+    """`license`, and `license_name` and `license_link` where it is none of the Hub's list, from the base's own card.
+
+    `revision` is the commit its weights were read at. None where the base has no card, names no licence, or cannot be
+    asked.
+    """
+    from huggingface_hub import ModelCard, hf_hub_download
+
+    folder = local_folder(model.id) or (Path(model.id) if Path(model.id).is_dir() else None)
+    try:
+        path = folder / "README.md" if folder else Path(hf_hub_download(model.id, "README.md", revision=revision))
+        told = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+    except Exception:  # the client fails with the errors of whichever HTTP library it uses; a licence can be given
+        return None
+    found = {key: told[key] for key in ("license", "license_name", "license_link") if isinstance(told.get(key), str)}
+    return found if "license" in found else None
 
 
 def _hardware(recipe: Recipe) -> dict[str, Any]:

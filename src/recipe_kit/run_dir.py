@@ -11,6 +11,9 @@
       evaluations/         earlier evaluations, of other rows or settings, under the time they were made
       report.html          the page that `recipe-kit report` writes
       adapter/ or model/   what was learnt, with tokenizer and chat template: plain PEFT or transformers
+      merged/              the adapter in 16-bit weights: plain transformers
+      gguf/                the merged weights for llama.cpp and Ollama
+      README.md            the model card
       checkpoints/         for --resume
       tensorboard/         curves
     runs/<name>/latest     -> the newest finished run
@@ -44,6 +47,9 @@ EVALUATIONS = "evaluations"
 REPORT = "report.html"
 ADAPTER = "adapter"
 MODEL = "model"
+MERGED = "merged"
+GGUF = "gguf"
+CARD = "README.md"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 LATEST = "latest"
@@ -71,10 +77,12 @@ class RunInfo(TypedDict):
     process: NotRequired[dict[str, Any]]  # pid and host of the first rank
     seed: int
     notes: list[str]  # choices the kit made and said
-    model: dict[str, Any]  # id, revision, dtype, parameters, trainable_parameters, chat_template_sha256
+    model: dict[str, Any]  # id, revision, dtype, parameters, trainable_parameters, chat_template_sha256, license
     data: dict[str, Any]  # per split: sources, counts, content_sha256; and the formatter with its source's hash
     proofs: NotRequired[list[dict[str, Any]]]  # name, ok, detail, remedy, fatal of each proof
     training: NotRequired[dict[str, Any]]  # steps, epochs, effective_batch_size, losses, tokens, seconds, memory
+    merge: NotRequired[dict[str, Any]]  # what `merged/` was made of, and its parity with the adapter model
+    published: NotRequired[list[dict[str, Any]]]  # one entry a push: repository, commit, files, oldest first
 
 
 class Score(TypedDict):
@@ -251,6 +259,14 @@ def is_alive(info: RunInfo) -> bool:
     except OSError:  # there, and somebody else's
         return True
     return True
+
+
+def update(run: Path, **values: Any) -> RunInfo:
+    """Set keys of `run.json`, leaving all others as they are on disk now; what it says afterwards."""
+    info = read(run)
+    info.update(values)  # type: ignore[typeddict-item]
+    write_json(run / RUN, info)
+    return info
 
 
 def weights(run: Path, method: str) -> Path:

@@ -181,6 +181,8 @@ def _run(job: _Job, state: PartialState, *, resumed: bool) -> None:
         f"{info['model']['trainable_parameters']:,} of {info['model']['parameters']:,} parameters are trained "
         f"({info['model']['trainable_dtype']}), base in {info['model']['dtype']}"
     )
+    if state.is_main_process:
+        info["model"]["license"] = provenance.base_license(recipe.model, info["model"]["revision"])
     training_started = time.monotonic()
     outcome = trainer.train(resume_from_checkpoint=resumed)
     training_seconds = time.monotonic() - training_started
@@ -203,7 +205,7 @@ def _run(job: _Job, state: PartialState, *, resumed: bool) -> None:
     if recipe.data.streaming:
         info["training"]["streamed_rows"] = dict(job.streamed)
     report(f"saving to {job.weights}")
-    _save(trainer, job.tokenizer, job.weights)
+    _save(trainer, job)
     bug = _evaluate(trainer, job)
     info["training"]["wall_seconds"] = round(time.monotonic() - started, 3)
     info["status"] = "finished"
@@ -269,12 +271,18 @@ class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
         return None
 
 
-def _save(trainer: trl.SFTTrainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _save(trainer: trl.SFTTrainer, job: _Job) -> None:
+    folder = job.weights
     trainer.save_model(str(folder))
-    if trainer.accelerator.is_main_process:
-        tokenizer.save_pretrained(folder)
-        for leftover in ("training_args.bin", "README.md"):  # a pickle with local paths, and PEFT's empty card
-            (folder / leftover).unlink(missing_ok=True)
+    if not trainer.accelerator.is_main_process:
+        return
+    job.tokenizer.save_pretrained(folder)
+    for leftover in ("training_args.bin", "README.md"):  # a pickle with local paths, and PEFT's empty card
+        (folder / leftover).unlink(missing_ok=True)
+    config = folder / "adapter_config.json"
+    if config.is_file():  # PEFT reads `revision` as that of the base, and leaves it empty
+        told = json.loads(config.read_text(encoding="utf-8"))
+        run_dir.write_json(config, told | {"revision": job.info["model"]["revision"]})
 
 
 def _evaluate(trainer: trl.SFTTrainer, job: _Job) -> BaseException | None:

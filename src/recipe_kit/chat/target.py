@@ -18,13 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipe_kit import labels, modeling, run_dir
 from recipe_kit.errors import ModelError, RunError
-from recipe_kit.evaluation import generation, inference, recipe_of
+from recipe_kit.evaluation import generation, inference
+from recipe_kit.lock import recipe_of
 from recipe_kit.recipe import ModelSection, Recipe
 
 Which = Literal["base", "tuned"]
 Report = Callable[[str], None]
 
-MERGED = "merged"  # a folder of merged weights inside a run folder
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_FILES = [
     "adapter_*",
@@ -134,7 +134,7 @@ def _resolve(target: str) -> _Found:
     path = Path(target)
     if (path / run_dir.RUN).is_file() or (path / run_dir.LATEST / run_dir.RUN).is_file():
         return _run(run_dir.find(path), None)
-    if path.name in (run_dir.ADAPTER, run_dir.MODEL, MERGED) and (path.parent / run_dir.RUN).is_file():
+    if path.name in (run_dir.ADAPTER, run_dir.MODEL, run_dir.MERGED) and (path.parent / run_dir.RUN).is_file():
         return _run(path.parent.resolve(), path.name)
     if (path / _ADAPTER_CONFIG).is_file():
         return _adapter(target, path)
@@ -155,7 +155,7 @@ def _run(run: Path, part: str | None) -> _Found:
     """A finished run, or one of the folders with weights in it. Merged weights are whole, like those of `full`."""
     run_dir.require_finished(run)
     recipe = recipe_of(run)
-    if part == MERGED:
+    if part == run_dir.MERGED:
         recipe = recipe.model_copy(update={"method": "full"})
     weights = run / part if part else run_dir.weights(run, recipe.method)
     if not weights.is_dir():

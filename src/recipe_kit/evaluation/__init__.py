@@ -17,8 +17,9 @@ from recipe_kit.evaluation.questions import own_prompts, questions, turns
 from recipe_kit.evaluation.work import Report, Work, measure_both, together
 from recipe_kit.evaluation.work import inference as inference
 from recipe_kit.labels import IGNORED
+from recipe_kit.lock import recipe_of
 from recipe_kit.metrics import check_options, get_metric, note
-from recipe_kit.recipe import Recipe, load_recipe
+from recipe_kit.recipe import Recipe
 from recipe_kit.run_dir import Metrics
 
 PRECISIONS = ("float32", "bfloat16", "float16", "nf4")
@@ -80,15 +81,6 @@ def evaluate(
         folder, recipe, tokenizer, tuned, held_out, precision,
         train=train, limit=limit, quantize=quantize, packed=packed, fresh=fresh, problems=problems, report=report,
     )  # fmt: skip
-
-
-def recipe_of(run: Path, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe of a run, with the base model pinned to the commit that the run recorded."""
-    recipe = load_recipe(run / run_dir.RECIPE, overrides=tuple(overrides))
-    commit = run_dir.read(run)["model"].get("revision")
-    if recipe.model.revision is not None or commit is None:
-        return recipe
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"revision": commit})})
 
 
 def check(recipe: Recipe) -> None:

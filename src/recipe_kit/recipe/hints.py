@@ -9,7 +9,7 @@ from recipe_kit.recipe.upstream import options
 from recipe_kit.suggest import nearest
 
 _FEW = 12  # values that still read well in one line
-_PUBLISH = "training publishes nothing, and this version has no command that does; leave it out"
+_PUBLISH = "write publish.repo_id, and publish with `recipe-kit push` or `recipe-kit train --push`"
 
 # Options the kit decides itself: passing them on would contradict what the recipe says elsewhere.
 REFUSED: dict[str, dict[str, str]] = {

@@ -308,14 +308,23 @@ class LaunchSection(_Section):
 
 
 class PublishSection(_Section):
-    """What is to be published on the Hub. Checked with the recipe; no command of this version sends anything."""
+    """What `recipe-kit push` and `recipe-kit train --push` publish on the Hub. Nothing is sent without either."""
 
     repo_id: str | None = Field(
-        None, pattern=r"^[\w.-]+(/[\w.-]+)?$", description="Repository to publish to, `owner/name`."
+        None,
+        pattern=r"^[\w.-]+(/[\w.-]+)?$",
+        description="Repository to publish to, `owner/name`; a name alone is one of your own account.",
     )
     private: bool = Field(True, description="Create the repository private.")
     what: Literal["adapter", "merged", "both"] = Field("adapter", description="Adapter, merged weights, or both.")
+    revision: str | None = Field(None, description="Branch to publish to, made if missing; null is `main`.")
+    tag: str | None = Field(None, description="Tag for the published commit, such as `v1.0`.")
     merged_dtype: Dtype | None = Field(None, description="Type of the merged weights; null takes `model.dtype`.")
+    merged_base: Literal["auto", "original", "nf4"] = Field(
+        "auto",
+        description="For `qlora`: merge into the original 16-bit weights, or into what 4 bits made of them (`nf4`); "
+        "`auto` measures both on held-out rows and takes the better.",
+    )
 
 
 def _language(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -327,12 +336,28 @@ def _language(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 class CardSection(_Section):
     """Words for the model card that no measurement can supply."""
 
-    license: str | None = Field(None, description="Licence id of the published weights; null takes the base model's.")
+    license: str | None = Field(
+        None, description="Licence id of the Hub's list for the published weights; null takes the base model's."
+    )
+    license_name: str | None = Field(None, description="Name of a licence that is not on the list (`license: other`).")
+    license_link: str | None = Field(None, description="Where the text of such a licence is.")
+    base_model: str | None = Field(
+        None,
+        pattern=r"^[\w.-]+/[\w.-]+$",
+        description="Hub id of the base model, `owner/name`, where `model.id` is a folder or a package.",
+    )
     language: Annotated[str | list[str] | None, WrapValidator(_language)] = Field(
         None, description="Language code of the data, or a list of them."
     )
     intended_use: str | None = Field(None, description="What the model is for.")
+    out_of_scope: str | None = Field(None, description="What it is not for.")
     limitations: str | None = Field(None, description="What it should not be trusted with.")
+    data: str | None = Field(None, description="Where the rows come from and under what licence, in your words.")
+    developed_by: str | None = Field(None, description="Who made it.")
+    contact: str | None = Field(None, description="Where to ask.")
+    citation: str | None = Field(None, description="How to cite it, such as a BibTeX entry.")
+    tags: list[str] = Field(default_factory=list, description="Further tags for the Hub's search.")
+    samples: int = Field(3, ge=0, description="Answers shown on the card, fixed prompts first; 0 shows no row.")
 
 
 class Recipe(_Section):
@@ -357,7 +382,7 @@ class Recipe(_Section):
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="What is measured.")
     launch: LaunchSection = Field(default_factory=LaunchSection, description="How processes are started.")
     publish: PublishSection = Field(
-        default_factory=PublishSection, description="What is to be published; checked, not sent."
+        default_factory=PublishSection, description="What is published by `push`, and where."
     )
     card: CardSection = Field(default_factory=CardSection, description="Words for the model card.")
 
