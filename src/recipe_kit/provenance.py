@@ -107,7 +107,7 @@ def base_license(model: ModelSection, revision: str | None) -> dict[str, str] | 
     folder = local_folder(model.id) or (Path(model.id) if Path(model.id).is_dir() else None)
     try:
         path = folder / "README.md" if folder else Path(hf_hub_download(model.id, "README.md", revision=revision))
-        told = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+        told = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()  # type: ignore[no-untyped-call]
     except Exception:  # the client fails with the errors of whichever HTTP library it uses; a licence can be given
         return None
     found = {key: told[key] for key in ("license", "license_name", "license_link") if isinstance(told.get(key), str)}
