@@ -87,6 +87,13 @@ def test_another_model_forgets_what_belonged_to_the_first(write: Write) -> None:
     assert model.dtype == "float32"
 
 
+def test_another_model_forgets_the_licence_and_base_of_the_card_too(write: Write) -> None:
+    write(PARENT + "card: {license: mit, base_model: org/base, language: en}\n", "parent.yaml")
+    path = write("extends: parent.yaml\nname: child\n", "child.yaml")
+    card = load_recipe(path, overrides=["model.id=tiny:llama3"]).card
+    assert (card.license, card.base_model, card.language) == (None, None, "en")
+
+
 def test_another_model_keeps_what_is_written_with_it(write: Write) -> None:
     model = child(write, "model: {id: org/other, revision: def}").model
     assert (model.revision, model.chat_template) == ("def", None)

@@ -87,8 +87,8 @@ def test_a_long_list_of_values_is_not_recited(write: Write) -> None:
     [
         ("output_dir: a", "`--runs-dir`"),
         ("max_length: 5", "data.max_length"),
-        ("push_to_hub: true", "publishes nothing"),
-        ("hub_model_id: a", "publishes nothing"),
+        ("push_to_hub: true", "recipe-kit push"),
+        ("hub_model_id: a", "recipe-kit push"),
         ("hub_token: a", "`hf auth login`"),
         ("do_train: true", "`recipe-kit train`"),
         ("do_eval: true", "training.eval_strategy"),

@@ -19,7 +19,10 @@ from recipe_kit.recipe.schema import FILE_KEYS, HELD_OUT_KEYS, SOURCE_KEYS
 from recipe_kit.recipe.yaml_source import Keys, dotted, read_value
 
 # Set for one model, they are wrong for another.
-_OF_ONE_MODEL = ("revision", "chat_template", "chat_template_kwargs", "pad_token", "trust_remote_code")
+_OF_ONE_MODEL = {
+    "model": ("revision", "chat_template", "chat_template_kwargs", "pad_token", "trust_remote_code"),
+    "card": ("base_model", "license", "license_name", "license_link"),
+}
 _ROWS = ("train", "eval", "test")
 
 
@@ -102,10 +105,12 @@ def _forget_other_model(result: Layer, over: Mapping[str, Any]) -> None:
     model, new = result.data.get("model"), over.get("model")
     if not isinstance(model, dict) or not isinstance(new, dict) or new.get("id") in (None, model.get("id")):
         return
-    for key in _OF_ONE_MODEL:
-        if key in model and key not in new:
-            del model[key]
-            forget(result.origins, ("model", key))
+    for section, keys in _OF_ONE_MODEL.items():
+        below, above = result.data.get(section), over.get(section)
+        for key in keys if isinstance(below, dict) else ():
+            if key in below and not (isinstance(above, dict) and key in above):
+                del below[key]
+                forget(result.origins, (section, key))
 
 
 def set_layer(overrides: tuple[str, ...]) -> tuple[Layer, list[Problem]]:
