@@ -46,9 +46,9 @@ ALLOWED = {
     },
     "merge": {"data", "evaluation", "labels", "local_models", "lock", "modeling", "provenance", "recipe", "run_dir"},
     "gguf": set(),
-    "card": {"lock", "quality", "recipe", "run_dir"},
+    "card": {"lock", "quality", "recipe", "report", "run_dir"},
     "publish": {"card", "lock", "recipe", "run_dir"},
-    "reproduce": {"launch", "lock", "recipe", "run_dir", "trials"},
+    "reproduce": {"data", "launch", "lock", "modeling", "provenance", "recipe", "run_dir", "trials"},
     "provenance": {"data", "local_models", "modeling", "formatters", "recipe", "run_dir"},
     "training": {
         *("arguments", "data", "evaluation", "modeling", "progress", "proofs", "provenance", "recipe", "run_dir"),

@@ -1,4 +1,5 @@
-"""`python -m recipe_kit RECIPE` trains in this process, as `accelerate launch` wants it; anything else is the CLI."""
+"""`python -m recipe_kit RECIPE` trains in this process, as `accelerate launch` wants it, and so does `--from-run RUN`
+in its place; anything else is the CLI."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ def main() -> None:
     from recipe_kit import cli
 
     arguments = sys.argv[1:]
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in cli.main.commands:
+    first = arguments[0] if arguments else "--help"
+    if first == "--from-run" or (not first.startswith("-") and first not in cli.main.commands):
         from recipe_kit.cli.rank import rank
 
         rank.main(arguments, prog_name="python -m recipe_kit")

@@ -25,6 +25,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from recipe_kit.errors import ModelError
 from recipe_kit.local_models import local_folder
@@ -243,10 +245,23 @@ def identity(model: ModelSection) -> str:
     """Says the same for the same weights: the commit of a Hub model, or names, sizes and times of a folder's files."""
     folder = local_folder(model.id) or (Path(model.id) if Path(model.id).is_dir() else None)
     if folder is None:
-        return f"{model.id}@{getattr(load_config(model), '_commit_hash', None)}"
+        return f"{model.id}@{commit(model)}"
     files = sorted(path for path in folder.iterdir() if path.is_file())
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return f"{model.id}@{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
+
+
+def commit(model: ModelSection) -> str | None:
+    """The commit of a Hub model that its files are read at; None for any other model. Raises ModelError.
+
+    transformers keeps it in no configuration since 5.23; the cache keeps each commit in a folder of that name.
+    """
+    if local_folder(model.id) or Path(model.id).is_dir():
+        return None
+    load_config(model)  # puts the file into the cache, or says why not
+    file = cached_file(model.id, "config.json", revision=model.revision or "main")
+    found: str | None = extract_commit_hash(file, None)
+    return found
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:

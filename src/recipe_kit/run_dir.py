@@ -83,6 +83,8 @@ class RunInfo(TypedDict):
     training: NotRequired[dict[str, Any]]  # steps, epochs, effective_batch_size, losses, tokens, seconds, memory
     merge: NotRequired[dict[str, Any]]  # what `merged/` was made of, and its parity with the adapter model
     published: NotRequired[list[dict[str, Any]]]  # one entry a push: repository, commit, files, oldest first
+    reproduces: NotRequired[dict[str, Any]]  # origin and recipe_sha256 of the run that this one repeats
+    lock: NotRequired[dict[str, Any]]  # in a published record only: hashes of recipe and weights, what was left out
 
 
 class Score(TypedDict):

@@ -45,13 +45,15 @@ def train(
     runs_dir: str | Path = "runs",
     resume: bool | str | Path = False,
     command: Sequence[str] = (),
+    on_info: Callable[[RunInfo], None] = lambda info: None,
     report: Report = lambda text: None,
 ) -> Path:
     """Train what the recipe says and return its run folder; called by every rank.
 
-    `resume` continues the newest unfinished run of this recipe below `runs_dir`, or the run folder it names. `report`
-    receives remarks for a person, on the first rank only. Raises a RecipeKitError for anything the user can correct,
-    before the model is loaded wherever that can be known.
+    `resume` continues the newest unfinished run of this recipe below `runs_dir`, or the run folder it names. `on_info`
+    sees what `run.json` will say before the model is loaded, and may add to it. `report` receives remarks for a
+    person, on the first rank only. Raises a RecipeKitError for anything the user can correct, before the model is
+    loaded wherever that can be known.
     """
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # read at import, which a notebook may have done before
     state = PartialState(cpu=modeling.uses_cpu(recipe))
@@ -88,6 +90,7 @@ def train(
     info = provenance.run_info(recipe, splits, tokenizer, command, state.num_processes, notes)
     info["proofs"] = proved
     info["process"] = run_dir.process()
+    on_info(info)
     if state.is_main_process:
         run_dir.write_text(run / run_dir.RECIPE, dump_recipe(recipe))
         run_dir.write_json(run / run_dir.RUN, info)
@@ -171,7 +174,7 @@ def _run(job: _Job, state: PartialState, *, resumed: bool) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     _prove_isolation(trainer, job)
     info["model"] |= {
-        "revision": getattr(model.config, "_commit_hash", None) or recipe.model.revision,
+        "revision": modeling.commit(recipe.model) or recipe.model.revision,
         "parameters": _parameter_count(model, trained_only=False),
         "trainable_parameters": _parameter_count(model, trained_only=True),
         "trainable_dtype": str(next(p.dtype for p in model.parameters() if p.requires_grad)).removeprefix("torch."),

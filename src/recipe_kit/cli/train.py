@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from recipe_kit.cli._common import Sentence, overlay_options, quiet_libraries, recipe_argument, remark
-from recipe_kit.cli.rank import run_options
+from recipe_kit.cli import publication
+from recipe_kit.cli._common import Sentence, overlay_options, quiet_libraries, remark
+from recipe_kit.cli.rank import load, recipe_or_run, run_options
 
 if TYPE_CHECKING:
     from recipe_kit.recipe import Recipe
 
 
 @click.command(cls=Sentence)
-@recipe_argument
+@recipe_or_run
 @overlay_options
 @run_options
 @click.option("--num-processes", type=int, default=None, help="Training processes; one GPU each, or on the CPU.")
@@ -24,16 +25,22 @@ if TYPE_CHECKING:
     "--accelerate-config", metavar="NAME|PATH", default=None, help="Launch topology: a shipped name or a file."
 )
 @click.option("--print-command", is_flag=True, help="Print the launch line and stop.")
+@click.option(
+    "--push", "pushes", is_flag=True,
+    help="Then merge, write the card and push, as the recipe's publish section says; checked before training.",
+)  # fmt: skip
 def train(
-    recipe: str,
+    recipe: str | None,
     profiles: tuple[str, ...],
     overrides: tuple[str, ...],
     runs_dir: str,
+    from_run: str | None,
     resume: str | None,
     streaming: bool,
     num_processes: int | None,
     accelerate_config: str | None,
     print_command: bool,
+    pushes: bool,
 ) -> None:
     """Train RECIPE, measure it against its base model, and keep everything in a run folder.
 
@@ -42,20 +49,29 @@ def train(
     recipe-kit train my_recipe.yaml --set training.learning_rate=1e-4
     recipe-kit train my_recipe.yaml --num-processes 2
     recipe-kit train my_recipe.yaml --resume
+    recipe-kit train my_recipe.yaml --push --set publish.repo_id=acme/support-bot
+    recipe-kit train --from-run runs/samsum/latest --set training.seed=7
     """
     from recipe_kit import launch, run_dir
-    from recipe_kit.recipe import load_recipe
+    from recipe_kit.reproduce import threads
 
     overrides = (*overrides, "data.streaming=true") if streaming else overrides
-    loaded = load_recipe(recipe, profiles=profiles, overrides=overrides)
+    loaded, locked = load(recipe, from_run, profiles, overrides)
+    if locked is not None:
+        locked.require_files()
+        for note in locked.notes:
+            remark(f"{locked.origin}: {note}")
     gpus = launch.visible_gpus()
-    rank_arguments = [recipe, "--runs-dir", runs_dir]
+    source = [str(recipe)] if locked is None else ["--from-run", locked.origin]
+    rank_arguments = [*source, "--runs-dir", runs_dir]
     rank_arguments += [word for name in profiles for word in ("--profile", name)]
     rank_arguments += [word for change in overrides for word in ("--set", change)]
     if resume is not None:
         rank_arguments += ["--resume"] if resume == "newest" else ["--resume", resume]
     on_cpu = bool(loaded.training.get("use_cpu")) or gpus == 0
     processes = num_processes if num_processes is not None else loaded.launch.num_processes
+    if locked is not None and num_processes is None:
+        processes = locked.info.get("processes", processes)
     argv = launch.build_argv(
         rank_arguments,
         accelerate_config=accelerate_config or loaded.launch.accelerate_config,
@@ -69,9 +85,17 @@ def train(
     from pathlib import Path
 
     run_dir.check_writable(Path(runs_dir))
+    if pushes:
+        publication.check(loaded)
     if (processes or 1) > 1 and not loaded.data.streaming:
         _prepare(loaded)
-    sys.exit(launch.run(argv, environment=launch.cpu_environment(processes or 1) if on_cpu else None))
+    environment = launch.cpu_environment(processes or 1) if on_cpu else {}
+    if environment and locked is not None:
+        environment |= threads(locked.info)
+    code = launch.run(argv, environment=environment)
+    if pushes and code == 0:
+        publication.publish_run(run_dir.find(Path(runs_dir) / loaded.name))
+    sys.exit(code)
 
 
 def _prepare(recipe: Recipe) -> None:

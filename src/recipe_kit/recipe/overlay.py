@@ -107,7 +107,9 @@ def _forget_other_model(result: Layer, over: Mapping[str, Any]) -> None:
         return
     for section, keys in _OF_ONE_MODEL.items():
         below, above = result.data.get(section), over.get(section)
-        for key in keys if isinstance(below, dict) else ():
+        if not isinstance(below, dict):
+            continue
+        for key in keys:
             if key in below and not (isinstance(above, dict) and key in above):
                 del below[key]
                 forget(result.origins, (section, key))
