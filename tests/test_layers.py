@@ -33,7 +33,10 @@ ALLOWED = {
     "quality": {"formatters"},
     "preview": {"labels", "recipe"},
     "arguments": {"modeling", "recipe", "run_dir"},
-    "plan": {"arguments", "data", "local_models", "modeling", "proofs", "provenance", "quality", "recipe", "wiring"},
+    "plan": {
+        *("arguments", "data", "local_models", "modeling", "proofs", "provenance", "publish", "quality", "recipe"),
+        "wiring",
+    },
     "data": {"catalog", "labels", "local_models", "formatters", "quality", "recipe"},
     "modeling": {"local_models", "recipe"},
     "progress": set(),

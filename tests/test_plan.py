@@ -477,6 +477,26 @@ def test_granted_access_is_said_for_token_model_and_rows(hub: Callable[..., None
     }
 
 
+@pytest.mark.parametrize(
+    ("problems", "expected"),
+    [
+        ([], (True, "possible")),
+        (["the token of ada may only read; make one"], (None, "the token of ada may only read; make one")),
+    ],
+)
+def test_whether_the_run_can_be_pushed_is_said_and_decides_nothing(
+    hub: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    problems: list[str],
+    expected: tuple[bool | None, str],
+    tmp_path: Path,
+) -> None:
+    hub()
+    monkeypatch.setattr(access, "check_before_training", lambda recipe: problems)
+    findings = access.check(tiny(tmp_path, "publish.repo_id=ada/x")).findings
+    assert (findings[-1]["what"], findings[-1]["ok"], findings[-1]["detail"]) == ("push to ada/x", *expected)
+
+
 def test_gated_model_without_access_names_its_page(hub: Callable[..., None]) -> None:
     hub(info=GATED, auth=refusal("GatedRepoError", 403), token=None)
     found = said()

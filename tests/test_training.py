@@ -367,3 +367,22 @@ def test_half_precision_is_not_used_on_a_cpu_and_said(tmp_path: Path) -> None:
     run = trained(tmp_path, "model.dtype=float16", report=said.append)
     assert any("float16 is too slow on a CPU" in line for line in said)
     assert run_dir.read(run)["model"]["dtype"] == "float32"
+
+
+def test_the_licence_of_the_base_is_recorded_and_its_texts_go_with_the_weights(tmp_path: Path) -> None:
+    """hub-docs #995: models whose licence nobody can tell."""
+    import shutil
+
+    from recipe_kit.local_models import local_folder
+    from recipe_kit.publish import gather
+
+    base = tmp_path / "base"
+    shutil.copytree(str(local_folder("tiny:chatml")), base)
+    (base / "README.md").write_text("---\nlicense: llama3.2\n---\n# A base\n", encoding="utf-8")
+    (base / "LICENSE.txt").write_text("You may use it.", encoding="utf-8")
+    (base / "USE_POLICY.md").write_text("But not for that.", encoding="utf-8")
+    run = trained(tmp_path, f"model.id={base}", "training.max_steps=1")
+    assert run_dir.read(run)["model"]["license"] == {"license": "llama3.2"}
+    files = {file.path: file for file in gather(run, repo_id="acme/Llama-tiny").files}
+    assert {"LICENSE.txt", "USE_POLICY.md", "NOTICE"} <= set(files)
+    assert files["LICENSE.txt"].content.read_text() == "You may use it."

@@ -140,6 +140,8 @@ def load_model(
         options["attn_implementation"] = recipe.model.attention
     if quantize:
         options["quantization_config"] = quantization_config(recipe, precision)
+    if quantize or not uses_cpu(recipe):
+        # Straight to its device, a file at a time: a 7B model in 16 bits does not fit into a free machine's memory.
         options["device_map"] = {"": "cpu" if uses_cpu(recipe) else int(os.environ.get("LOCAL_RANK", 0))}
     model: PreTrainedModel = _from_pretrained(AutoModelForCausalLM, recipe.model, **options)
     embeddings = model.get_input_embeddings().weight.shape[0]
@@ -151,8 +153,6 @@ def load_model(
                 "lora: {modules_to_save: [embed_tokens, lm_head]}"
             )
         model.resize_token_embeddings(len(tokenizer))
-    if not quantize and not uses_cpu(recipe):
-        model.to(f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}")
     return model
 
 

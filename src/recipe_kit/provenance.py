@@ -8,6 +8,7 @@ import inspect
 import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,6 +31,7 @@ _PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers", "huggingface-hub",
 )  # fmt: skip
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
+_LICENSE_TEXT = re.compile(r"(LICEN[CS]E|COPYING|USE_POLICY)[\w-]*(\.(txt|md))?", re.IGNORECASE)
 
 
 def run_info(
@@ -112,6 +114,28 @@ def base_license(model: ModelSection, revision: str | None) -> dict[str, str] | 
         return None
     found = {key: told[key] for key in ("license", "license_name", "license_link") if isinstance(told.get(key), str)}
     return found if "license" in found else None
+
+
+def keep_license_texts(model: ModelSection, revision: str | None, folder: Path) -> None:
+    """Copy a base model's licence, as its repository or folder holds it, into `folder`; nothing where it has none.
+
+    Licences such as Llama's ask for a copy with everything that is made of the model.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    local = local_folder(model.id) or (Path(model.id) if Path(model.id).is_dir() else None)
+    try:
+        if local is not None:
+            paths = [path for path in local.iterdir() if _LICENSE_TEXT.fullmatch(path.name)]
+        else:
+            files = HfApi().model_info(model.id, revision=revision, timeout=10).siblings or []
+            names = [file.rfilename for file in files if _LICENSE_TEXT.fullmatch(file.rfilename)]
+            paths = [Path(hf_hub_download(model.id, name, revision=revision)) for name in names]
+    except Exception:  # as above: without a network there is no copy, and the card links to the text
+        return
+    for path in paths:
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / path.name)
 
 
 def _hardware(recipe: Recipe) -> dict[str, Any]:

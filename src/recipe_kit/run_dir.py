@@ -11,6 +11,7 @@
       evaluations/         earlier evaluations, of other rows or settings, under the time they were made
       report.html          the page that `recipe-kit report` writes
       adapter/ or model/   what was learnt, with tokenizer and chat template: plain PEFT or transformers
+      license/             the texts of the base's licence, to go with what is published
       merged/              the adapter in 16-bit weights: plain transformers
       gguf/                the merged weights for llama.cpp and Ollama
       README.md            the model card
@@ -50,6 +51,7 @@ MODEL = "model"
 MERGED = "merged"
 GGUF = "gguf"
 CARD = "README.md"
+LICENSE = "license"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 LATEST = "latest"

@@ -186,6 +186,7 @@ def _run(job: _Job, state: PartialState, *, resumed: bool) -> None:
     )
     if state.is_main_process:
         info["model"]["license"] = provenance.base_license(recipe.model, info["model"]["revision"])
+        provenance.keep_license_texts(recipe.model, info["model"]["revision"], run / run_dir.LICENSE)
     training_started = time.monotonic()
     outcome = trainer.train(resume_from_checkpoint=resumed)
     training_seconds = time.monotonic() - training_started

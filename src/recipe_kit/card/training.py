@@ -71,6 +71,8 @@ def _settings(given: Facts) -> Iterator[tuple[str, str]]:
         "Method",
         {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA (adapter on a 4-bit base)"}[recipe.method],
     )
+    if given.base_id and given.base_id != recipe.model.id:  # named by the recipe, and not where the weights were read
+        yield "Started from", code(given.base_name)
     if recipe.method != "full":
         yield "Adapter", _adapter(recipe.lora)
     if recipe.method == "qlora":

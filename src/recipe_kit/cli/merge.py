@@ -43,7 +43,7 @@ def merge(
     folder = run_dir.find(run)
     tools = Path(llama_cpp) if llama_cpp else None
     if gguf_type:
-        gguf.find_converter(tools)  # before minutes of merging
+        gguf.find_tools(gguf_type, tools)  # before minutes of merging
     os.environ.update(launch.one_gpu())
     quiet_libraries()
     from recipe_kit.lock import recipe_of

@@ -47,7 +47,8 @@ def part_folder(run: Path) -> Iterator[Path]:
 
 
 def keep(merged: Path, run: Path) -> None:
-    """Put a checked folder in the place of the run's `merged/`, old weights and their record out of the way first."""
+    """Put a checked folder in the place of the run's `merged/`, old weights, what was converted from them, and their
+    record out of the way first."""
     final = run / run_dir.MERGED
     forget(run)
     if final.exists():
@@ -56,7 +57,8 @@ def keep(merged: Path, run: Path) -> None:
 
 
 def forget(run: Path) -> None:
-    """Let `run.json` say nothing of merged weights."""
+    """Let `run.json` say nothing of merged weights, and drop the GGUF files that were made of them."""
+    shutil.rmtree(run / run_dir.GGUF, ignore_errors=True)
     info = run_dir.read(run)
     if "merge" in info:
         del info["merge"]

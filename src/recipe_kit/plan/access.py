@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from recipe_kit.plan.shape import Finding
 from recipe_kit.plan.stages import Report, silent
+from recipe_kit.publish import check_before_training
 from recipe_kit.recipe import ModelSection, Recipe
 
 TIMEOUT_SECONDS = 8.0  # for each question
@@ -45,7 +46,8 @@ def check(recipe: Recipe, report: Report = silent) -> Access:
 
     repos = hub_repositories(recipe)
     if not repos:
-        return Access([_finding("Hub", True, "not needed: model and rows are on this machine")])
+        first = _finding("Hub", True, "not needed: model and rows are on this machine")
+        return Access([first, *_publishing(recipe)])
     names = ", ".join(dict.fromkeys(repo.id for repo in repos))
     if constants.HF_HUB_OFFLINE:
         return Access([_finding("Hub", None, f"offline (HF_HUB_OFFLINE is set); needed for {names}")], reached=False)
@@ -60,7 +62,7 @@ def check(recipe: Recipe, report: Report = silent) -> Access:
                 files = [(file.rfilename, int(file.size or 0)) for file in info.siblings or ()]
     except _UnreachableError as reason:
         return Access([_finding("Hub", None, f"offline ({reason}); needed for {names}")], reached=False)
-    return Access(findings, files)
+    return Access([*findings, *_publishing(recipe)], files)
 
 
 def is_on_hub(model: ModelSection) -> bool:
@@ -92,6 +94,17 @@ def cache_only(hub: Access) -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _publishing(recipe: Recipe) -> list[Finding]:
+    """Whether a run of this recipe could be pushed. Training does not depend on it: a reason against is a remark."""
+    from huggingface_hub import constants
+
+    if recipe.publish.repo_id is None or constants.HF_HUB_OFFLINE:
+        return []
+    what = f"push to {recipe.publish.repo_id}"
+    problems = check_before_training(recipe)
+    return [_finding(what, None, problem) for problem in problems] or [_finding(what, True, "possible")]
 
 
 class _UnreachableError(Exception):

@@ -1,7 +1,8 @@
 """What a push publishes of a run, decided from the run folder alone: files, what stays, and why something must not go.
 
 Adapter alone: its files at the root. Merged weights, or those of `method: full`: at the root. Both: the adapter in
-`adapter/`. Beside them the card, the public record of the run in `recipe-kit/`, and NOTICE where a licence wants it.
+`adapter/`. Beside them the card, the public record of the run in `recipe-kit/`, the texts of the base's licence, and
+NOTICE where a licence wants it.
 """
 
 from __future__ import annotations
@@ -91,6 +92,9 @@ def gather(
     job.problems += page.problems
     if page.notice is not None:
         job.add("NOTICE", page.notice.encode())
+    for text in sorted((run / run_dir.LICENSE).glob("*")):
+        if text.is_file() and not text.is_symlink():
+            job.add(text.name, text)
     for name, content in sorted(lock.public_record(run).items()):
         job.add(name if name.startswith(f"{RECORD}/") else f"{RECORD}/{name}", content)
     job.add(manifest.PATH, manifest.written(facts.what, job.files))
