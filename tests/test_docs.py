@@ -80,6 +80,17 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert missing == []
 
 
+def test_the_publishing_page_says_what_a_merge_is_allowed() -> None:
+    from recipe_kit.merge import parity
+
+    page = (ROOT / "docs" / "publishing.md").read_text("utf-8")
+    assert parity._ALLOWED
+    for (weights, arithmetic), allowed in parity._ALLOWED.items():
+        kl = f"{allowed.mean_kl:.0e}".replace("e-0", "e-")
+        row = f"{weights} | {arithmetic} | {kl} | {100 * allowed.greedy_agreement:g} % | {allowed.layer_error:g}"
+        assert f"| {row} |" in page
+
+
 def test_every_command_and_public_name_is_documented() -> None:
     page = (ROOT / "docs" / "cli.md").read_text("utf-8")
     assert all(f"## recipe-kit {name}\n" in page for name in cli.main.commands)
