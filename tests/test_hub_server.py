@@ -44,6 +44,7 @@ MORE = bytes(5000)
 
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # of the client about itself
     pytest.mark.filterwarnings("ignore:Warnings while validating:UserWarning"),
 ]
