@@ -19,8 +19,10 @@ from click.testing import CliRunner
 
 from recipe_kit import card, catalog, run_dir
 from recipe_kit.card import vocabulary
+from recipe_kit.card.facts import read
 from recipe_kit.card.licences import begins_with, duties_of, with_prefix
 from recipe_kit.card.markdown import plain
+from recipe_kit.card.page import parse
 from recipe_kit.card.private import cleaned, is_private
 from recipe_kit.cli.card import card as command
 from recipe_kit.errors import CardError, RunError
@@ -312,7 +314,7 @@ def test_a_llama_card_has_its_name_its_line_and_its_notice(tmp_path: Path) -> No
         "error: line 6: Llama 3.2 Community License Agreement asks for a name that begins with 'Llama': "
         "the repository is 'shop'"
     ]  # fmt: skip
-    told = card.notice(run)
+    told = card.notice(read(run))
     assert told is not None and told.splitlines()[0] == card.duties("llama3.2").notice
     assert "Llama-shop was made from acme/base by fine-tuning; its weights were changed." in told
 
@@ -327,7 +329,7 @@ def test_a_licence_of_the_recipe_does_not_end_the_duties_of_the_base(tmp_path: P
 def test_no_licence_is_invented(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", recipe_of(tmp_path, "model.id=meta-llama/Llama-3.2-1B"))
     text = card.render(run, what="adapter")
-    assert "license" not in data_of(text) and card.notice(run) is None
+    assert "license" not in data_of(text) and card.notice(read(run)) is None
     assert "No licence is recorded" in section(text, "Licence")
     assert any(finding.message.startswith("no licence") for finding in card.lint(text, run=run))
     (wanted,) = [line for line in card.write(run).missing if "card.license" in line]
@@ -450,10 +452,11 @@ def test_merged_weights_tell_how_near_they_are(tmp_path: Path) -> None:
         "The adapter was merged into the base as 4 bits made it, in which it was trained, in float16. "
         "Both were measured on 52 held-out rows; loss 1.00 as trained, 1.20 merged into the original base, "
         "1.01 merged into the 4-bit base. "
-        "Compared with base and adapter (8 rows, 900 positions): "
+        "Compared with the adapter on that base (8 rows, 900 positions): "
         "the most likely token is the same at 99.50 % of them, "
         "mean KL divergence 2e−06, largest gap between logits 0.03."
     )
+    assert "Weights in nf4, before the adapter was merged." in section(text, "Evaluation")
     assert "Scores were measured on base and adapter in nf4; the merged weights are float16" in section(
         text, "Limitations"
     )
@@ -464,6 +467,27 @@ def test_merged_weights_tell_how_near_they_are(tmp_path: Path) -> None:
     assert "recipe-kit merge" in " ".join(
         f.message for f in card.lint(card.render(unmerged, what="merged"), run=unmerged)
     )
+
+
+@pytest.mark.parametrize(
+    ("what", "merge", "said"),
+    [
+        ("adapter", {}, "- Scores of the adapter were measured on the base in 4 bits (nf4); on another it may answer"),
+        ("merged", {"base": "nf4", "dtype": "float16"}, "- Scores were measured on base and adapter in nf4; the "
+         "merged weights are float16 (how near they are is told under *Merge*)."),
+        ("merged", {"base": "original", "dtype": "float16"}, "the merged weights are float16, made from the base "
+         "before it was brought to 4 bits. They were not scored themselves."),
+        ("both", {"base": "original", "dtype": "float16", "choice": {"rows": 9, "loss": {"nf4": 1.0}}}, "made from "
+         "the base before it was brought to 4 bits, and what that does to the loss is told under *Merge*. They "),
+    ],
+)  # fmt: skip
+def test_what_was_scored_is_told_where_something_else_is_published(
+    tmp_path: Path, what: str, merge: dict[str, Any], said: str
+) -> None:
+    parity = {"rows": 8, "positions": 900, "mean_kl": 2e-6, "greedy_agreement": 0.995, "ok": True}
+    given = {"merge": merge | {"parity": parity}} if merge else {}
+    run = run_of(tmp_path / "run", recipe_of(tmp_path, "method=qlora"), measured=metrics(precision="nf4"), **given)
+    assert said in section(card.render(run, what=what), "Limitations")
 
 
 def test_the_words_of_the_recipe_have_their_places(tmp_path: Path) -> None:
@@ -483,6 +507,19 @@ def test_the_words_of_the_recipe_have_their_places(tmp_path: Path) -> None:
 
 
 # --- runs that are not as they should be -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["intended_use", "out_of_scope", "limitations", "data", "citation"])
+@pytest.mark.parametrize("fence", ["```", "~~~~"])
+def test_a_code_block_that_the_author_left_open_does_not_swallow_the_card(
+    tmp_path: Path, key: str, fence: str
+) -> None:
+    recipe = recipe_of(tmp_path, f'card.{key}="Such as\\n{fence}\\nprint(1)"')
+    run = run_of(tmp_path / "run", recipe, measured=metrics())
+    text = card.render(run, what=None)
+    assert f"print(1)\n{fence}\n" in text
+    assert {"Limitations", "Training data", "Reproduce it"} <= {heading.text for heading in parse(text).headings}
+    assert errors(card.lint(text, run=run)) == []
 
 
 def test_a_run_without_evaluation_says_so(tmp_path: Path) -> None:
@@ -772,6 +809,28 @@ def test_each_mistake_is_named_with_its_line(old: str, new: str, message: str) -
     assert any(message in line for line in found), found
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["Helps you reset your username.", "Answers about your repo.", "Turns a chat into a TODO list.", "TODO lists of",
+     "Dates that are TBD stay so."],
+)  # fmt: skip
+def test_what_a_model_is_for_is_no_placeholder(words: str) -> None:
+    assert errors(card.lint(GOOD.replace("Help.", words, 1))) == []
+
+
+@pytest.mark.parametrize("words", ["TODO", "- TODO: say it", "Licence: TBD", "| size | TBD |", "<your username>/x"])
+def test_placeholders_are_found_where_words_should_stand(words: str) -> None:
+    assert ["is text of a template" in line for line in errors(card.lint(GOOD.replace("Help.", words, 1)))] == [True]
+
+
+def test_a_template_or_prompt_that_was_trained_with_is_no_placeholder(tmp_path: Path) -> None:
+    """None of these can be written otherwise once the run is trained, and a lint error keeps a card from the Hub."""
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{{ system | default('') }}"
+    recipe = recipe_of(tmp_path, f'model.chat_template="{template}"', 'data.system="Be <your name>, clone your_repo."')
+    run = run_of(tmp_path / "run", recipe, measured=metrics())
+    assert errors(card.lint(card.render(run, what=None), run=run)) == []
+
+
 def test_what_a_reader_misses_is_a_warning() -> None:
     found = card.lint("---\ntags: [a]\n---\n# A\n\nText.\n")
     assert errors(found) == [] and [finding.message.partition(":")[0] for finding in found] == [
@@ -785,8 +844,23 @@ def test_what_a_reader_misses_is_a_warning() -> None:
     assert "license: other says nothing without license_link" in messages
 
 
+def test_the_oldest_models_have_no_owner() -> None:
+    findings = card.lint(GOOD.replace("acme/base", "gpt2"))
+    assert [str(f) for f in findings] == [
+        "warning: line 4: base_model: 'gpt2' has no owner: right for the oldest models alone"
+    ]
+
+
 @pytest.mark.parametrize(
-    "text", ["", "---", "---\n---\n", "\ufeff---\r\nlicense: mit\r\n---\r\n# A\r\n", "---\n- a\n---\n"]
+    "text",
+    [
+        "---\n? [a, b]\n: c\n---\n# A\n",
+        "",
+        "---",
+        "---\n---\n",
+        "\ufeff---\r\nlicense: mit\r\n---\r\n# A\r\n",
+        "---\n- a\n---\n",
+    ],
 )
 def test_no_text_brings_the_lint_down(text: str) -> None:
     assert isinstance(card.lint(text), list)
@@ -919,8 +993,8 @@ def test_words_may_be_added_to_the_recipe_of_a_run_afterwards(shop: Path) -> Non
     assert errors(card.lint(text, run=shop)) == []
 
 
-def test_a_card_that_was_changed_by_hand_is_kept(shop: Path) -> None:
-    assert card.write(shop).earlier is None and card.write(shop).earlier is None
+def test_a_card_that_was_changed_by_hand_is_kept_and_our_own_is_not(shop: Path) -> None:
+    assert card.write(shop).earlier is None and card.write(shop, repo_id="acme/shop").earlier is None
     (shop / "README.md").write_text("mine", encoding="utf-8")
     earlier = card.write(shop).earlier
     assert earlier is not None and earlier.read_text(encoding="utf-8") == "mine"

@@ -24,6 +24,8 @@ from push_child import Done, Pusher, pusher
 from push_run import add_merge, make_run, safetensors
 from recipe_kit import run_dir
 
+pytestmark = pytest.mark.slow  # each test talks to a server; what needs none is in test_push_plan.py
+
 FEW_DOWNLOADS = "from recipe_kit.publish import verify; verify.LARGEST_DOWNLOAD = 60"  # they take half of the time
 
 
@@ -212,7 +214,6 @@ def test_a_missing_tag_and_record_are_all_that_is_added(lab: Lab, run: Path) -> 
 # Cut off
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("carried_out", [False, True], ids=["not carried out", "carried out"])
 @pytest.mark.parametrize(("major", "what"), [("client 2", "adapter"), ("client 1", "both")])
 def test_killed_at_any_point_and_pushed_again_it_ends_in_one_correct_revision(
@@ -291,7 +292,6 @@ OF_THE_CLIENT = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("major", "fault"),
     [
@@ -322,7 +322,7 @@ def test_a_rate_limit_is_waited_out_as_long_as_the_hub_asks(lab: Lab, run: Path)
 def test_a_commit_whose_answer_was_lost_and_that_is_refused_the_second_time_was_made(lab: Lab, run: Path) -> None:
     """The Hub still works on a commit when its gateway gives up; the next attempt finds the branch moved: 412."""
     lab.hub.fail("commit", mode="lost")
-    lab.hub.fail("repo_info", status=404, code="RepoNotFound", skip=3)  # the look after the first attempt sees nothing
+    lab.hub.fail("repo_info", status=404, code="RepoNotFound", skip=4)  # the look after the first attempt sees nothing
     done = lab.published(run, "--repo-id", "acme/x", "--tag", "v1.0")
     assert [entry.status for entry in lab.hub.requests("commit")] == [0, 412]
     assert done.waits == [1]
@@ -342,7 +342,6 @@ LASTING = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("major", "fault", "sentence"),
     [("client 2", *each) for each in LASTING] + [("client 1", *each) for each in LASTING[:3]],
@@ -455,6 +454,32 @@ def test_a_repository_made_public_behind_our_back_gets_nothing(lab: Lab, run: Pa
     assert done.code == 1
     assert "acme/x is public, and this push is private: nothing was sent" in done.err
     assert not lab.hub.requests("preupload")
+
+
+def test_a_repository_made_public_while_files_travel_gets_nothing(lab: Lab, run: Path) -> None:
+    lab.published(run, "--repo-id", "acme/x")
+    (run / "adapter" / "tokenizer.json").write_text('{"version": "1.1"}')
+    repo = lab.hub.repo("acme/x")
+
+    def make_public(entry: Entry) -> None:
+        repo.private = repo.private and entry.op != "preupload"
+
+    lab.hub.on_request = make_public
+    done = lab.push(run, "--repo-id", "acme/x")
+    assert done.code == 1 and "acme/x: it was made public while files were uploaded" in done.err
+    assert len(repo.commits) == 2
+
+
+def test_a_hub_that_makes_another_repository_is_not_asked_for_ever(lab: Lab, run: Path) -> None:
+    """The client's own `create_repo` asks again and again, without a pause and without an end."""
+    busy = "Cannot create repo: another conflicting operation is in progress"
+    lab.hub.fail("create_repo", status=409, message=busy, times=2)
+    done = lab.published(run, "--repo-id", "acme/x")
+    assert done.waits == [1, 2] and lab.hub.repo("acme/x").private
+    lab.hub.fail("create_repo", status=409, message=busy, times=None)
+    done = lab.push(run, "--repo-id", "acme/y")
+    assert done.code == 1 and done.waits == [1, 2, 4, 8]
+    assert f"acme/y: creating the repository: the Hub refused (409: {busy}); push again in a minute" in done.err
 
 
 def test_a_file_that_the_repository_ignores_is_missed(lab: Lab, run: Path) -> None:
@@ -630,7 +655,6 @@ def test_what_everybody_sees_is_created_public(lab: Lab, run: Path) -> None:
 # Xet
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("major", MAJORS)
 def test_a_push_through_xet_may_be_cut_off_as_well(
     labs: Callable[[str, bool], Lab], tmp_path: Path, major: str
@@ -744,7 +768,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, str
         yield hub, token, Path(printed.splitlines()[-1])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("major", MAJORS)
 def test_what_was_pushed_answers_as_the_run_does_in_a_fresh_process(
     trained: tuple[Hub, str, Path], tmp_path: Path, major: str

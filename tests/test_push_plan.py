@@ -17,6 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from hub.server import Hub
 from push_run import RECIPE, add_merge, make_run, safetensors
 from recipe_kit import publish, run_dir
+from recipe_kit.card import private
+from recipe_kit.cli import publication
 from recipe_kit.cli.push import push
 from recipe_kit.errors import PublishError, RecipeKitError
 from recipe_kit.publish import Plan, Wish, check_before_training, checks, refusals, secrets, weights
@@ -147,6 +149,22 @@ def test_publishing_asks_and_a_no_sends_nothing(hub: Hub, run: Path, monkeypatch
     assert untouched(run, hub)
 
 
+def test_with_standard_input_closed_it_wants_to_be_told(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(PublishError, match="there is nobody to ask here: say --yes to publish"):
+        push.callback(str(run), "acme/x", None, None, None, False, None, False, None, False, False)  # type: ignore[misc]
+
+
+def test_interrupted_it_says_how_to_go_on(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recipe_kit.publish.push", interrupted)
+    result = command(run, "--repo-id", "acme/x", "--yes")
+    assert result.exit_code == 130
+    assert result.stderr.endswith("\ninterrupted: push again to finish what was begun\n")
+
+
 def test_without_a_terminal_it_wants_to_be_told(hub: Hub, run: Path) -> None:
     done = command(run, "--repo-id", "acme/x")
     assert done.exit_code == 1
@@ -172,6 +190,12 @@ def test_a_token_that_the_hub_does_not_know(hub: Hub, run: Path, monkeypatch: py
     assert done.exit_code == 1
     assert "the Hub does not accept this token: unknown, expired or revoked" in done.stderr
     assert "hf_x" not in done.output
+
+
+def test_a_token_that_no_header_can_carry(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_t\u00f6ken")
+    with pytest.raises(PublishError, match="the Hub does not accept this token"):
+        planned(run)
 
 
 def test_a_token_that_may_only_read(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,6 +276,11 @@ def test_what_is_not_on_the_list_stays_here_and_is_named(hub: Hub, run: Path) ->
             "adapter_model.safetensors: weight holds numbers that are infinite or none; the training diverged",
         ),
         (lambda adapter: (adapter / "adapter_config.json").write_text("{"), "adapter_config.json: is no JSON"),
+        (lambda adapter: (adapter / "tokenizer_config.json").write_text("[]"), "tokenizer_config.json: is no JSON"),
+        (
+            lambda adapter: (adapter / "adapter_config.json").write_text('{"r": 4}'),
+            "adapter_config.json: no configuration of an adapter",
+        ),
         (lambda adapter: (adapter / "tokenizer.json").unlink(), "tokenizer.json: is not there"),
         (
             lambda adapter: (adapter / "tokenizer_config.json").write_text('{"added": "/home/ann/models/x"}'),
@@ -262,6 +291,18 @@ def test_what_is_not_on_the_list_stays_here_and_is_named(hub: Hub, run: Path) ->
 def test_weights_that_nobody_could_load_are_not_published(hub: Hub, run: Path, spoil: Any, problem: str) -> None:
     spoil(run / "adapter")
     assert problems_of(run).startswith(f"{run / 'adapter'}/{problem}")
+
+
+def test_of_the_licence_folder_only_texts_of_a_licence_go(hub: Hub, run: Path, tmp_path: Path) -> None:
+    (run / "license").mkdir()
+    for name in ("LICENSE.txt", "USE_POLICY.md", ".env", "id_rsa", "README.md", "config.json"):
+        (run / "license" / name).write_text("text")
+    (run / "license" / "LICENSE").symlink_to(tmp_path / "recipe.yaml")
+    found = planned(run).contents
+    paths = [file.path for file in found.files]
+    assert {"LICENSE.txt", "USE_POLICY.md"} < set(paths) and paths.count("README.md") == 1
+    assert not {"LICENSE", ".env", "id_rsa", "config.json"} & set(paths)
+    assert "license/id_rsa: no text of a licence" in found.left_out
 
 
 def test_a_linked_weights_folder_is_not_followed(hub: Hub, run: Path) -> None:
@@ -301,6 +342,27 @@ def test_full_weights_are_published_as_a_model(hub: Hub, tmp_path: Path) -> None
 
 
 # Merged weights
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_whole_weights_are_read_once_for_a_plan(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Searched and hashed in one reading: record, manifest and the check of the merge take that hash."""
+    run = make_run(tmp_path, *(["method=full", "lora=null"] if method == "full" else []))
+    if method == "lora":
+        add_merge(run, shards=1)
+    monkeypatch.setattr(weights, "header", lambda path: {})  # reads a few bytes
+    opened: list[str] = []
+    really = Path.open
+
+    def noted(path: Path, *arguments: Any, **options: Any) -> Any:
+        opened.append(path.name)
+        return really(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", noted)
+    assert planned(run, what="merged").problems == ()
+    assert opened.count("model.safetensors") == 1
 
 
 def test_merged_weights_that_are_not_there_have_to_be_made(hub: Hub, run: Path) -> None:
@@ -367,6 +429,10 @@ SECRETS = {
     "a GitHub token": "ghp_" + "a1B2c3D4e5" * 3 + "f6G7h8",
     "a Slack token": "xoxb-" + "123456789012-abcdefghij",
     "a Google key": "AIza" + "SyA1b2C3d4E" * 3 + "5f",
+    "a GitLab token": "glpat-" + "aB3dEf6hIj" * 2,
+    "a Groq key": "gsk_" + "aB3dEf6hIj" * 5,
+    "a package registry token": "npm_" + "aB3dEf6hIj" * 3 + "kLmNoP",
+    "a signed token": "eyJ" + "hbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N",
     "a private key": "-----BEGIN RSA PRIVATE KEY-----",
     "a user name and password in a URL": "https://" + "ann:hunter22@example.com/x",
 }
@@ -396,6 +462,11 @@ def test_every_kind_of_secret_is_found_anywhere_in_a_stream(kind: str) -> None:
 )
 def test_ordinary_text_is_no_secret(text: str) -> None:
     assert secrets.search(text.encode()) == {}
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+def test_what_is_a_secret_in_a_card_is_one_in_every_file(kind: str) -> None:
+    assert private.secrets_in(f'see "{SECRETS[kind]}" there')
 
 
 def test_random_weights_hold_no_secret() -> None:
@@ -462,6 +533,24 @@ def test_a_card_written_for_another_name_or_other_weights_is_written_anew(hub: H
         assert repo_id in plan.contents.readme.text
         plan.contents.readme.write(run)
         assert planned(run, repo_id, what=what).contents.readme.is_new is False
+
+
+def test_words_that_were_added_to_the_recipe_stand_on_the_next_card(hub: Hub, run: Path) -> None:
+    """`card` prints which keys to fill in; what the kit itself wrote before is no reason to leave them out."""
+    planned(run).contents.readme.write(run)
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("contact: null", "contact: acme.example"))
+    for what in ("adapter", "merged"):
+        page = planned(run, what=what).contents.readme
+        assert "**Contact:** acme.example" in page.text and page.is_new
+    planned(run).contents.readme.write(run)
+    assert not (run / "README.earlier.md").exists()
+
+
+def test_the_notice_names_the_repository_that_it_lies_in(hub: Hub, tmp_path: Path) -> None:
+    run = make_run(tmp_path, "publish.repo_id=acme/Llama-one", license="llama3.2")
+    notice = next(file for file in planned(run, "acme/Llama-two").contents.files if file.path == "NOTICE")
+    assert b"Llama-two was made from acme/tiny-base by fine-tuning" in notice.read()
 
 
 def test_the_hub_is_asked_about_the_card_before_anything_is_sent(hub: Hub, run: Path) -> None:
@@ -545,7 +634,7 @@ def test_names_that_no_repository_can_have(repo_id: str) -> None:
     assert checks.names(repo_id, "main", None)
 
 
-@pytest.mark.parametrize("ref", ["v 1", "a..b", "-v1", "x.lock", "a//b", "a/", "v1~2", "@{0}"])
+@pytest.mark.parametrize("ref", ["v 1", "refs/pr/1", "a..b", "-v1", "x.lock", "a//b", "a/", "v1~2", "@{0}"])
 def test_names_that_no_branch_or_tag_can_have(ref: str) -> None:
     assert len(checks.names("acme/x", ref, ref)) == 2
 
@@ -594,6 +683,11 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_refused(run: Path, t
     assert f"{out}: holds files of somebody else (notes.txt); choose an empty folder" in done.stderr
     assert (out / "notes.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_folder_has_no_tag(run: Path, tmp_path: Path) -> None:
+    done = command(run, "--to-folder", tmp_path / "out", "--tag", "v1.0")
+    assert done.exit_code == 2 and "leave out --revision, --tag and --pr" in done.stderr
 
 
 def test_a_folder_with_problems_is_not_written(run: Path, tmp_path: Path) -> None:
@@ -661,6 +755,21 @@ def test_a_push_that_would_be_refused_is_refused_before_training(
     overrides = (f"publish={{{publish}}}", f"model.id={model}", "model.revision=null")
     (found,) = check_before_training(recipe(tmp_path, *overrides))
     assert found.startswith(sentence)
+
+
+def test_a_push_after_training_that_is_interrupted_says_how_to_go_on(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recipe_kit.publish.plan", interrupted)
+    with pytest.raises(SystemExit) as left:
+        publication.publish_run(run)
+    assert left.value.code == 130
+    assert capsys.readouterr().err == (
+        f"\ninterrupted: the training is finished and kept; go on with `recipe-kit push {run}`\n"
+    )
 
 
 def test_a_hub_that_cannot_be_reached_is_said_before_training(

@@ -205,9 +205,9 @@ def test_a_missing_base_folder_is_offered_from_the_hub(run: Path, tmp_path: Path
     (copied / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     result = command(copied)
     assert result.exit_code == 1
-    assert result.stderr == (
+    assert one_line(result.stderr) == (
         "recipe-kit: model.id: the local folder own-base is not here; give the same base with "
-        "--set model.id=acme/own-base\n"
+        "--set model.id=acme/own-base"
     )
     there = lock.source_of(copied, ["model.id=acme/own-base"]).recipe.model
     assert (there.id, there.chat_template) == ("acme/own-base", recipe["model"]["chat_template"])  # kept: it has moved
@@ -221,6 +221,16 @@ def copy_of(run: Path, tmp_path: Path, **changes: Any) -> Path:
         shutil.copy(run / name, folder)
     run_dir.update(folder, **changes)
     return folder
+
+
+def test_a_recipe_that_was_changed_after_its_run_is_told(run: Path, tmp_path: Path) -> None:
+    copied = copy_of(run, tmp_path)
+    assert lock.source_of(copied).notes == ()
+    text = (copied / "recipe.yaml").read_text()
+    (copied / "recipe.yaml").write_text(text.replace("learning_rate: 0.01", "learning_rate: 0.02"))
+    assert lock.source_of(copied).notes == (
+        "its recipe.yaml was changed after the run; unless that was card or publish, undo it",
+    )
 
 
 def test_an_unfinished_run_is_not_reproduced(run: Path, tmp_path: Path) -> None:
@@ -605,6 +615,89 @@ def test_a_strangers_recipe_sends_nothing_and_runs_no_code_of_a_model_unasked(pu
     ):
         lock.source_of(published)
     assert lock.source_of(published, ["model.trust_remote_code=true"]).recipe.model.trust_remote_code
+
+
+def test_a_strangers_judge_is_asked_only_at_an_address_that_the_user_gave(published: Path) -> None:
+    judge = {"url": "https://evil.example/v1", "model": "judge", "api_key_env": "AWS_SECRET_ACCESS_KEY"}
+    rewritten(published, evaluation__judge=judge)
+    assert lock.source_of(published, ["evaluation.judge.pairs=3"]).recipe.evaluation.judge is None
+    asked = lock.source_of(published, ["evaluation.judge.url=http://localhost:1/v1"]).recipe.evaluation.judge
+    assert asked is not None and asked.url == "http://localhost:1/v1"
+
+
+def test_a_stranger_names_no_function_of_this_machine_unasked(published: Path, tmp_path: Path) -> None:
+    """`subprocess:Popen` called with a row and `shell: true` runs the name of the row's first column."""
+    spec = {"name": "subprocess:Popen", "options": {"shell": True}}
+    for key, changes in (
+        ("data.formatter.name", {"data__formatter": spec}),
+        ("data.train.formatter.name", {"data__formatter": "support", "data__train": {"id": "a/b", "formatter": spec}}),
+        ("evaluation.metrics.0.name", {"data__train": {"id": "a/b"}, "evaluation__metrics": [spec]}),
+    ):
+        rewritten(published, **changes)
+        with pytest.raises(RunError, match=rf"its recipe calls subprocess:Popen on this machine \({key}\)") as caught:
+            lock.source_of(published)
+        assert str(caught.value).endswith(f"repeat with --set {key}=subprocess:Popen")
+    agreed = lock.source_of(published, ["evaluation.metrics=[{name: 'subprocess:Popen'}]"])
+    assert agreed.recipe.evaluation.metrics[0].name == "subprocess:Popen"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.train", {"path": "/etc/passwd"}),
+        ("data.train", {"path": "../../rows.jsonl"}),
+        ("model.chat_template", "/etc/passwd"),
+        ("model.chat_template", "own.jinja"),
+        ("model.id", "../model"),
+        ("launch.accelerate_config", "topology.yaml"),
+        ("evaluation.lm_eval", {"tasks": ["/tmp/tasks"]}),
+        ("training.deepspeed", "/tmp/zero3.json"),
+    ],
+)
+def test_a_strangers_recipe_reads_no_file_of_this_machine(published: Path, key: str, value: Any) -> None:
+    rewritten(published, **{key.replace(".", "__"): value})
+    with pytest.raises(RunError, match=rf"its recipe names a file or folder of this machine in {key}"):
+        lock.source_of(published)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"lock": None}, "lock is None"),
+        ({"processes": "8"}, "processes is '8'"),
+        ({"processes": 0}, "processes is 0"),
+        ({"model": []}, r"model is \[\]"),
+        ({"versions": None}, "versions is None"),
+        ({"hardware": {"threads": "2; rm"}}, "hardware.threads is '2; rm'"),
+        ({"data": {"splits": {"train": None}}}, "data.splits.train is None"),
+        ({"data": {"splits": {"train": {"kept": 1}}}}, "data.splits.train.tokens is None"),
+        ({"data": {"splits": {"train": {"kept": 1, "tokens": 1, "content_sha256": "1", "sources": [5]}}}}, "is 5"),
+    ],
+    ids=str,
+)
+def test_a_run_json_that_push_did_not_write_is_a_sentence(published: Path, changes: dict[str, Any], told: str) -> None:
+    run_dir.update(published / "recipe-kit", **changes)
+    with pytest.raises(RunError, match=rf"its run.json is not one that recipe-kit published \(.*{told}\)"):
+        lock.source_of(published)
+
+
+@pytest.mark.parametrize(
+    "scores", [[], {"perplexity": None}, {"perplexity": {"label": "perplexity", "rows": 1}}], ids=str
+)
+def test_a_metrics_json_that_push_did_not_write_is_a_sentence(published: Path, scores: Any) -> None:
+    metrics = run_dir.read_metrics(published / "recipe-kit") | {"scores": scores}
+    run_dir.write_json(published / "recipe-kit" / "metrics.json", metrics)
+    with pytest.raises(RunError, match=r"its metrics.json is not one that recipe-kit published \(scores"):
+        lock.source_of(published)
+
+
+def test_a_published_record_without_its_lock_is_no_run_of_ones_own(published: Path) -> None:
+    rewritten(published, model__trust_remote_code=True)
+    info = run_dir.read(published / "recipe-kit")
+    del info["lock"]
+    run_dir.write_json(published / "recipe-kit" / "run.json", info)
+    with pytest.raises(RunError, match="not one that recipe-kit published"):
+        lock.source_of(published)
 
 
 def test_a_record_whose_recipe_was_changed_afterwards_is_refused(published: Path) -> None:

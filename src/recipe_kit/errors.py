@@ -105,3 +105,8 @@ class CardError(RecipeKitError):
 
 class PublishError(RecipeKitError):
     """The Hub refused or cannot be reached, or a push would publish what it should not."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, short enough for the middle of a sentence; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import recipe_kit
-from recipe_kit import data, modeling
+from recipe_kit import data, modeling, run_dir
 from recipe_kit.formatters import get_formatter
 from recipe_kit.local_models import local_folder
 from recipe_kit.recipe import ModelSection, Recipe, recipe_digest
@@ -31,7 +31,6 @@ _PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers", "huggingface-hub",
 )  # fmt: skip
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
-_LICENSE_TEXT = re.compile(r"(LICEN[CS]E|COPYING|USE_POLICY)[\w-]*(\.(txt|md))?", re.IGNORECASE)
 
 
 def run_info(
@@ -126,10 +125,10 @@ def keep_license_texts(model: ModelSection, revision: str | None, folder: Path) 
     local = local_folder(model.id) or (Path(model.id) if Path(model.id).is_dir() else None)
     try:
         if local is not None:
-            paths = [path for path in local.iterdir() if _LICENSE_TEXT.fullmatch(path.name)]
+            paths = [path for path in local.iterdir() if run_dir.LICENSE_TEXT.fullmatch(path.name)]
         else:
             files = HfApi().model_info(model.id, revision=revision, timeout=10).siblings or []
-            names = [file.rfilename for file in files if _LICENSE_TEXT.fullmatch(file.rfilename)]
+            names = [file.rfilename for file in files if run_dir.LICENSE_TEXT.fullmatch(file.rfilename)]
             paths = [Path(hf_hub_download(model.id, name, revision=revision)) for name in names]
     except Exception:  # as above: without a network there is no copy, and the card links to the text
         return

@@ -28,6 +28,7 @@ import json
 import math
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -52,6 +53,7 @@ MERGED = "merged"
 GGUF = "gguf"
 CARD = "README.md"
 LICENSE = "license"
+LICENSE_TEXT = re.compile(r"(LICEN[CS]E|COPYING|USE_POLICY)[\w-]*(\.(txt|md))?", re.IGNORECASE)  # files in it
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 LATEST = "latest"
@@ -84,6 +86,7 @@ class RunInfo(TypedDict):
     proofs: NotRequired[list[dict[str, Any]]]  # name, ok, detail, remedy, fatal of each proof
     training: NotRequired[dict[str, Any]]  # steps, epochs, effective_batch_size, losses, tokens, seconds, memory
     merge: NotRequired[dict[str, Any]]  # what `merged/` was made of, and its parity with the adapter model
+    card_sha256: NotRequired[str]  # of the model card that the kit wrote last; another one was changed by hand
     published: NotRequired[list[dict[str, Any]]]  # one entry a push: repository, commit, files, oldest first
     reproduces: NotRequired[dict[str, Any]]  # origin and recipe_sha256 of the run that this one repeats
     lock: NotRequired[dict[str, Any]]  # in a published record only: hashes of recipe and weights, what was left out

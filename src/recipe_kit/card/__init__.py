@@ -6,6 +6,7 @@ a reader would miss. No number is there without a measurement behind it.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,21 @@ from recipe_kit.card.licences import Duties, begins_with, duties
 from recipe_kit.card.lint import Finding, lint
 from recipe_kit.card.metadata import block, metadata
 
-__all__ = ["Duties", "Finding", "What", "Written", "begins_with", "duties", "lint", "notice", "render", "write"]
+__all__ = [
+    "Duties",
+    "Finding",
+    "What",
+    "Written",
+    "begins_with",
+    "duties",
+    "is_ours",
+    "keep",
+    "lint",
+    "notice",
+    "of",
+    "render",
+    "write",
+]
 
 EARLIER = "README.earlier.md"
 
@@ -29,7 +44,7 @@ class Written:
     path: Path
     missing: list[str]
     findings: list[Finding]
-    earlier: Path | None = None  # where a card that said something else is kept
+    earlier: Path | None = None  # where a card that somebody had changed is kept
 
 
 def render(run: str | Path, *, what: str | None, repo_id: str | None = None) -> str:
@@ -38,19 +53,38 @@ def render(run: str | Path, *, what: str | None, repo_id: str | None = None) -> 
     `what` is adapter, merged or both, as the recipe says where it is None; for a run that trained all weights it is
     merged. Raises RunError or RecipeError for a folder that is no finished run, CardError for what it cannot publish.
     """
-    return _text(_facts.read(run, what=what, repo_id=repo_id))
+    return of(_facts.read(run, what=what, repo_id=repo_id))
+
+
+def of(facts: Facts) -> str:
+    """The card of these facts, metadata and text."""
+    return f"{block(metadata(facts))}\n{body(facts)}"
 
 
 def write(run: str | Path, *, what: str | None = None, repo_id: str | None = None) -> Written:
-    """Write the card into the run folder. A card there that says something else is kept beside it."""
+    """Write the card into the run folder. A card there that somebody has changed is kept beside it."""
     facts = _facts.read(run, what=what, repo_id=repo_id)
-    text, path = _text(facts), facts.run / run_dir.CARD
-    run_dir.check_changeable(facts.run)
-    earlier = None
-    if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != text:
-        earlier = path.replace(path.with_name(EARLIER))
-    run_dir.write_text(path, text)
+    text = of(facts)
+    path, earlier = keep(facts.run, text)
     return Written(path, missing(facts), lint(text, run=facts.run, what=facts.what, repo_id=repo_id), earlier)
+
+
+def keep(run: Path, text: str) -> tuple[Path, Path | None]:
+    """Write a card of ours into the run folder, noted as ours: where it is, and where a changed one is kept."""
+    path, earlier = run / run_dir.CARD, None
+    run_dir.check_changeable(run)
+    if path.is_file():
+        there = path.read_text(encoding="utf-8", errors="replace")
+        if there != text and not is_ours(run, there):
+            earlier = path.replace(path.with_name(EARLIER))
+    run_dir.write_text(path, text)
+    run_dir.update(run, card_sha256=_digest(text))
+    return path, earlier
+
+
+def is_ours(run: Path, text: str) -> bool:
+    """Whether the kit wrote this card of the run and nobody changed it since; what it is made of may have changed."""
+    return run_dir.read(run).get("card_sha256") == _digest(text)
 
 
 def missing(facts: Facts) -> list[str]:
@@ -78,9 +112,8 @@ def missing(facts: Facts) -> list[str]:
     return [text for lacks, text in wanted if lacks]
 
 
-def notice(run: str | Path, *, repo_id: str | None = None) -> str | None:
+def notice(facts: Facts) -> str | None:
     """The text of the NOTICE file that the base's licence asks for beside the weights; None where it asks for none."""
-    facts = _facts.read(run, repo_id=repo_id)
     asked = facts.duties
     if asked.notice is None:
         return None
@@ -91,5 +124,5 @@ def notice(run: str | Path, *, repo_id: str | None = None) -> str | None:
     return "\n".join(lines) + "\n"
 
 
-def _text(facts: Facts) -> str:
-    return f"{block(metadata(facts))}\n{body(facts)}"
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

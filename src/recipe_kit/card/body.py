@@ -15,6 +15,7 @@ from recipe_kit.card.markdown import (
     model_link,
     plain,
     section,
+    words_of_author,
 )
 from recipe_kit.card.metadata import training_datasets
 from recipe_kit.card.private import cleaned, is_private
@@ -33,17 +34,17 @@ def body(facts: Facts) -> str:
         f"**{facts.duties.built_with}**" if facts.duties.built_with else "",
         " ".join(part for part in (_description(facts), what_it_is(facts)) if part),
         evaluation.headline(facts),
-        section("Intended use", _words(card.intended_use), _labelled("Out of scope", card.out_of_scope)),
+        section("Intended use", words_of_author(card.intended_use), _labelled("Out of scope", card.out_of_scope)),
         section("How to use it", snippets.usage(facts)),
         section("Evaluation", *evaluation.results(facts)),
         section("Sample answers", *samples.answers(facts)),
-        section("Limitations", _words(card.limitations), bullets(limits(facts))),
+        section("Limitations", words_of_author(card.limitations), bullets(limits(facts))),
         section("Training data", *training.data(facts)),
         section("Training", *training.procedure(facts), *training.proofs(facts)),
         section("Merge", *training.merged(facts)),
         section("Reproduce it", *reproduce(facts)),
         section("Licence", *licence(facts)),
-        section("Authors and contact", _words(card.developed_by), _labelled("Contact", card.contact)),
+        section("Authors and contact", words_of_author(card.developed_by), _labelled("Contact", card.contact)),
         section("Citation", _citation(card.citation)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -141,16 +142,11 @@ def _description(facts: Facts) -> str:
     return plain(words.sentence(text)) if text else ""
 
 
-def _words(text: str | None) -> str:
-    """What the recipe's author says, as it is: Markdown is welcome there."""
-    return text.strip() if text else ""
-
-
 def _labelled(label: str, text: str | None) -> str:
-    return f"**{label}:** {text.strip()}" if text and text.strip() else ""
+    said = words_of_author(text)
+    return f"**{label}:** {said}" if said else ""
 
 
 def _citation(text: str | None) -> str:
-    if not text or not text.strip():
-        return ""
-    return fenced(text.strip(), "bibtex") if text.lstrip().startswith("@") else text.strip()
+    said = words_of_author(text)
+    return fenced(said, "bibtex") if said.startswith("@") else said

@@ -68,7 +68,8 @@ def _on_what(facts: Facts) -> str:
     counted = f" with {words.count(tokens)} answer tokens" if tokens is not None else ""
     told = [f"Base and tuned model on the same {words.counted(metrics.get('rows'), 'row')}{counted}: {where}."]
     if metrics.get("precision"):
-        told.append(f"Weights in {metrics['precision']}.")
+        when = ", before the adapter was merged" if facts.merge else ""
+        told.append(f"Weights in {metrics['precision']}{when}.")
     generation = section(metrics, "generation")
     if generation.get("answers"):
         most = generation.get("max_new_tokens")

@@ -101,7 +101,7 @@ class Facts:
         told = section(self.info, "model", "license")
         found = {key: str(told[key]) for key in ("license", "license_name", "license_link") if told.get(key)}
         if found and found.get("license") not in vocabulary.licenses():  # the Hub knows no other word for it
-            named = re.sub(r"[^a-z0-9.-]+", "-", found.get("license", "").casefold())
+            named = re.sub(r"[^a-z0-9.-]+", "-", found.get("license", "").casefold()).strip("-")
             found = {"license_name": named, **found, "license": "other"}
         link = found.get("license_link", "")
         if link and "://" not in link:  # a file beside the base's weights

@@ -65,9 +65,18 @@ def _of_evaluation(facts: Facts) -> Iterator[str]:
 
 
 def _of_publication(facts: Facts) -> Iterator[str]:
-    if facts.what == "adapter" or facts.is_full or facts.metrics is None:
+    """What was scored, where that is not what is published."""
+    precision = section(facts.metrics).get("precision")
+    if facts.is_full or not precision:
         return
-    precision = facts.metrics.get("precision")
-    if precision and precision != facts.dtype:
+    if facts.what != "merged" and precision == "nf4":
+        yield "Scores of the adapter were measured on the base in 4 bits (nf4); on another it may answer otherwise."
+    if facts.what == "adapter" or precision == facts.dtype:
+        return
+    told = f"Scores were measured on base and adapter in {precision}; the merged weights are {facts.dtype}"
+    if precision == "nf4" and facts.merge.get("base") == "original":
+        of_both = ", and what that does to the loss is told under *Merge*" if section(facts.merge, "choice") else ""
+        yield f"{told}, made from the base before it was brought to 4 bits{of_both}. They were not scored themselves."
+    else:
         near = " (how near they are is told under *Merge*)" if section(facts.merge, "parity") else ""
-        yield f"Scores were measured on base and adapter in {precision}; the merged weights are {facts.dtype}{near}."
+        yield f"{told}{near}."

@@ -16,14 +16,19 @@ from recipe_kit.card.licences import duties_of
 from recipe_kit.card.page import Page, parse
 from recipe_kit.card.private import LOCAL_PATH, secrets_in
 
+# Words of a template in the place of one. A model may well write TODO lists, or ask for your username.
 _PLACEHOLDER = re.compile(
-    r"\[?\bmore information needed\b\]?|(?-i:\b(?:TODO|FIXME|TBD)\b)|\blorem ipsum\b|\[INSERT[^\]]*\]|<!--"
-    r"|\{\{ ?(?:[a-z_]+ ?\||card_data|model_).*?\}\}|\byour[-_ ](?:user ?name|repo)\b",
+    r"\[?\bmore information needed\b\]?|\blorem ipsum\b|\[INSERT[^\]]*\]|<!--"
+    r"|(?-i:(?:(?<=^)\W*|(?<=[:|\[(])\s*)\b(?:TODO|FIXME|TBD)\b(?=\W*$|[:\])|])|\b(?:TODO|FIXME|TBD)(?=:))"
+    r"|\{\{ ?(?:[a-z_]+ ?\||card_data|model_).*?\}\}|\byour[-_](?:user_?name|repo)\b|<your (?:user ?name|repo)",
     re.IGNORECASE,
 )
 _PLACEHOLDER_IN_CODE = re.compile(
-    r"\{\{ ?\w+ ?\| ?default|\byour[-_](?:user_?name|repo(?:_?id)?)\b|<your[ _-]", re.IGNORECASE
+    r"\{\{ ?\w+ ?\| ?default|\byour[-_]user_?name(?=/)"
+    r"|(?<=[\"'/])(?:your[-_](?:user_?name|repo(?:_?id)?)\b|<your[ _-])",
+    re.IGNORECASE,
 )
+_SETTINGS = ("yaml", "yml", "jinja", "jinja2")  # of a run: what they hold was trained with, and is nobody's template
 _SAID = {
     "intended use": re.compile(r"\buses?\b|\busage\b|\bpurpose\b|\bapplication", re.IGNORECASE),
     "limitations": re.compile(r"\blimit|\bbias|\brisk|\bcaveat|out.of.scope", re.IGNORECASE),
@@ -65,10 +70,12 @@ def _errors(page: Page, repo_id: str | None) -> Iterator[Finding]:
         yield from (Finding("error", line, message) for line, message in unmet)
     for number, line in page.prose:
         if placeholder := _PLACEHOLDER.search(line):
-            yield Finding("error", number, f"{placeholder[0]!r} is text of a template: say what is so, or take it out")
-    for number in sorted(page.in_code):
-        if placeholder := _PLACEHOLDER_IN_CODE.search(page.lines[number - 1]):
-            yield Finding("error", number, f"{placeholder[0]!r} is text of a template: write the real name")
+            found = placeholder[0].strip()
+            yield Finding("error", number, f"{found!r} is text of a template: say what is so, or take it out")
+    for block in page.code:
+        for number, line in enumerate(block.text.split("\n"), start=block.line):
+            if block.language not in _SETTINGS and (placeholder := _PLACEHOLDER_IN_CODE.search(line)):
+                yield Finding("error", number, f"{placeholder[0]!r} is text of a template: write the real name")
     for heading in page.headings:
         if heading.is_empty or not heading.text:
             yield Finding(

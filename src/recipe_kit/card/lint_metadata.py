@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
 from recipe_kit.card import vocabulary
-from recipe_kit.card.facts import HUB_ID
 from recipe_kit.card.page import Page
 from recipe_kit.suggest import did_you_mean
 
@@ -21,7 +20,7 @@ _KEYS = (
     "widget",
 )  # fmt: skip
 _MISSPELT = {"licence": "license", "licence_name": "license_name", "licence_link": "license_link"}
-_DATASET = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")  # the oldest models and data sets have no owner: gpt2, imdb
 _ADAPTERS = {"peft", "adapter-transformers", "diffusers", "mlx", "unsloth"}  # libraries that know adapters
 
 
@@ -45,7 +44,7 @@ def _all(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     yield from _words(data, "language", vocabulary.languages(), "code of ISO 639, two or three small letters")
     yield from _base(data)
-    yield from _ids(data, "datasets", _DATASET, "a data set of the Hub, `owner/name`")
+    yield from _ids(data, "datasets", _ID, "a data set of the Hub, `owner/name`")
     yield from (("tags", message) for message in _texts(data, "tags"))
     yield from (("metrics", message) for message in _texts(data, "metrics"))
     if "model-index" in data:
@@ -61,6 +60,8 @@ def _doubts(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for key in ("license_name", "license_link"):
             if not data.get(key):
                 yield "license", f"license: other says nothing without {key}"
+    if isinstance(data.get("base_model"), str) and "/" not in data["base_model"]:
+        yield "base_model", f"base_model: {data['base_model']!r} has no owner: right for the oldest models alone"
     if data.get("base_model") and not data.get("base_model_relation"):
         yield "base_model", f"no base_model_relation: say which of {', '.join(RELATIONS)} it is"
 
@@ -82,7 +83,7 @@ def _words(data: dict[str, Any], key: str, known: Collection[str], what: str) ->
 
 
 def _base(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield from _ids(data, "base_model", HUB_ID, "a model of the Hub, `owner/name`")
+    yield from _ids(data, "base_model", _ID, "a model of the Hub, `owner/name`")
     relation, library = data.get("base_model_relation"), data.get("library_name")
     if relation is None:
         return

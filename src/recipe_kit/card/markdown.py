@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from recipe_kit.card.page import parse
+
 _MARKUP = re.compile(r"[\\`*\[\]~|$]|(?<!\w)_|_(?!\w)|^\s*[#>]", re.MULTILINE)  # `$` opens a formula on the Hub
 _TAG = re.compile(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)")
 _OPENING = re.compile(r"^(\s*)([-+=]|\d+[.)])(?=\s|$|-|=)", re.MULTILINE)
@@ -51,6 +53,14 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
 
 def bullets(texts: Iterable[str]) -> str:
     return "\n".join(f"- {text}" for text in texts)
+
+
+def words_of_author(text: str | None) -> str:
+    """What the recipe's author says, as it is: Markdown is welcome there. A block of code left open is closed."""
+    said = (text or "").strip()
+    page = parse(said)
+    fence = re.search(r"`{3,}|~{3,}", page.lines[page.unclosed - 1]) if page.unclosed else None
+    return f"{said}\n{fence[0]}" if fence else said
 
 
 def fenced(text: str, language: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from recipe_kit.card import scores
 from recipe_kit.card.facts import Facts, counted
-from recipe_kit.card.markdown import bullets, cell, code, dataset_link, details, facts, plain, table
+from recipe_kit.card.markdown import bullets, cell, code, dataset_link, details, facts, plain, table, words_of_author
 from recipe_kit.card.private import cleaned
 from recipe_kit.recipe import Source
 from recipe_kit.report import words
@@ -55,7 +55,7 @@ def data(given: Facts) -> list[str]:
     if dropped:
         parts.append(f"Left out or changed:\n\n{bullets(map(plain, dropped))}")
     if given.recipe.card.data:
-        parts.append(given.recipe.card.data.strip())
+        parts.append(words_of_author(given.recipe.card.data))
     return parts
 
 
@@ -222,7 +222,7 @@ def _parity(parity: Json) -> str:
         "" if math.isnan(apart) else f"mean KL divergence {words.brief(apart)}",
         "" if math.isnan(gap) else f"largest gap between logits {words.brief(gap)}",
     ]
-    return f"Compared with base and adapter ({where}): {', '.join(filter(None, told))}."
+    return f"Compared with the adapter on that base ({where}): {', '.join(filter(None, told))}."
 
 
 def _sources(given: Facts, split: str) -> str:

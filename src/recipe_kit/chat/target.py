@@ -17,7 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipe_kit import labels, modeling, run_dir
-from recipe_kit.errors import ModelError, RunError
+from recipe_kit.errors import ModelError, RunError, first_line
 from recipe_kit.evaluation import generation, inference
 from recipe_kit.lock import recipe_of
 from recipe_kit.recipe import ModelSection, Recipe
@@ -230,15 +230,11 @@ def _loading(name: str) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError as error:
         raise ModelError(f"{name}: the GPU's memory does not hold these weights; try --precision nf4") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{name}: the weights cannot be loaded ({_first_line(error)})") from error
+        raise ModelError(f"{name}: the weights cannot be loaded ({first_line(error)})") from error
 
 
 def _unreachable(repo: str, error: Exception) -> str:
     return (
-        f"{repo}: cannot be read from the Hub ({_first_line(error)}); check the id and the network, and for a private "
+        f"{repo}: cannot be read from the Hub ({first_line(error)}); check the id and the network, and for a private "
         "or gated repository run `hf auth login`"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

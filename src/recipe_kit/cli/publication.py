@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,10 +50,13 @@ def publish_run(run: Path) -> None:
         if planned.problems:
             raise PublishError("\n".join([*planned.problems, "nothing was sent"]))
         record = publish.push(planned, report=remark).record
-    except RecipeKitError as error:
+    except (RecipeKitError, KeyboardInterrupt) as error:
         merged = not merges or (run / run_dir.MERGED).is_dir()
         first = "" if merged else f"`recipe-kit merge {run}` and "
         then = f"the training is finished and kept; go on with {first}`recipe-kit push {run}`"
+        if isinstance(error, KeyboardInterrupt):
+            remark(f"\ninterrupted: {then}")
+            sys.exit(130)
         raise type(error)(f"{error}\n{then}") from error
     click.echo(f"{record['url']}/tree/{record['tag'] or record['revision']}")
     click.echo(f"commit {record['commit']}")

@@ -61,6 +61,8 @@ def push(
 
     folder = run_dir.find(run)
     if to_folder is not None:
+        if revision or tag or pull_request:
+            raise click.UsageError("--to-folder writes files and asks no Hub: leave out --revision, --tag and --pr.")
         _export(folder, to_folder, what, repo_id, dry_run, as_json)
         return
     wish = publish.Wish(what, repo_id, private, revision, tag, pull_request)
@@ -72,7 +74,11 @@ def push(
         return
     if not yes:
         _ask(planned)
-    done = publish.push(planned, report=remark)
+    try:
+        done = publish.push(planned, report=remark)
+    except KeyboardInterrupt:
+        remark("\ninterrupted: push again to finish what was begun")
+        sys.exit(130)
     if as_json:
         print_json(done.record)
         return
@@ -130,7 +136,7 @@ def _ask(plan: Plan) -> None:
 
 
 def _is_terminal() -> bool:
-    return sys.stdin.isatty()
+    return sys.stdin is not None and sys.stdin.isatty()  # None: closed with <&-
 
 
 def _plan_lines(plan: Plan) -> list[str]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path, PureWindowsPath
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -37,11 +38,12 @@ _HEADER = """\
 """
 
 
-def public_record(run: Path) -> dict[str, bytes]:
+def public_record(run: Path, hashes: Mapping[Path, str] = MappingProxyType({})) -> dict[str, bytes]:
     """The files of `recipe-kit/` in a published repository, by path: recipe, run.json and, if there is one, metrics.
 
     The same run gives the same bytes. `lock` in run.json says what was left out, and holds the hashes of the original
-    recipe, of the published file, and of the weights that were trained. Raises RunError for an unfinished run.
+    recipe, of the published file, and of the weights that were trained; `hashes` are the SHA-256 of files that were
+    read already. Raises RunError for an unfinished run.
     """
     info = run_dir.require_finished(run)
     recipe = recipe_of(run)
@@ -53,7 +55,7 @@ def public_record(run: Path) -> dict[str, bytes]:
         "schema_version": 1,
         "recipe_sha256": info.get("recipe_sha256"),  # of the recipe as it was trained
         "published_recipe_sha256": hashlib.sha256(text).hexdigest(),  # of the file beside this one
-        "weights": weights_sha256(run, info["method"]),
+        "weights": weights_sha256(run, info["method"], hashes),
         "left_out": list(dict.fromkeys(left_out)),
     }
     files = {f"{FOLDER}/{run_dir.RECIPE}": text, f"{FOLDER}/{run_dir.RUN}": _json(told)}
@@ -71,13 +73,18 @@ def public_recipe(run: Path) -> str:
     return _HEADER + dump_recipe(published)
 
 
-def weights_sha256(run: Path, method: str) -> dict[str, str]:
-    """SHA-256 of the weights' files that a run saved, by name; {} where they are gone."""
-    found = {}
-    for path in sorted(run_dir.weights(run, method).glob("*.safetensors")):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+def weights_sha256(run: Path, method: str, hashes: Mapping[Path, str] = MappingProxyType({})) -> dict[str, str]:
+    """SHA-256 of the weights' files that a run saved, by name; {} where they are gone.
+
+    `hashes` are those of files that were read already.
+    """
+    paths = sorted(run_dir.weights(run, method).glob("*.safetensors"))
+    return {path.name: hashes.get(path) or _sha256(path) for path in paths}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _without_paths(recipe: Recipe, run: Path, info: RunInfo) -> tuple[Recipe, list[str]]:
@@ -98,13 +105,13 @@ def _without_paths(recipe: Recipe, run: Path, info: RunInfo) -> tuple[Recipe, li
     if model["chat_template"] and "{" not in model["chat_template"]:
         model["chat_template"] = _saved_template(run, info) or Path(model["chat_template"]).read_text(encoding="utf-8")
     config = data["launch"]["accelerate_config"]
-    if config and _is_path(config):
+    if config and is_path(config):
         data["launch"]["accelerate_config"] = None
         left_out.append(f"launch.accelerate_config: the file {_name(config)} is not published")
     if judge := data["evaluation"]["judge"]:
         judge["url"] = _public_address(judge["url"])
     if tasks := data["evaluation"]["lm_eval"]:
-        tasks["tasks"] = [_name(task) if _is_path(task) else task for task in tasks["tasks"]]
+        tasks["tasks"] = [_name(task) if is_path(task) else task for task in tasks["tasks"]]
     specs = [data["data"]["formatter"], *(s["formatter"] for s in _sources(data)), *data["evaluation"]["metrics"]]
     for options in [data["training"], data["lora"], data["quantization"], *(s["options"] for s in specs if s)]:
         _clean_options(options, left_out)
@@ -122,7 +129,7 @@ def _clean_options(options: dict[str, Any], left_out: list[str]) -> None:
         if key in _SECRET_KEYS:
             del options[key]
             left_out.append(f"{key}: a secret")
-        elif isinstance(value, str) and _is_path(value):
+        elif isinstance(value, str) and is_path(value):
             options[key] = _name(value)
             left_out.append(f"{key}: {_name(value)} was a local file or folder")
 
@@ -141,7 +148,7 @@ def _own_paths(recipe: Recipe, run: Path) -> list[str]:
     """Places of this machine that messages of the run may name, the longest first."""
     sources = [source.path for split in ("train", "eval", "test") for source in recipe.data.sources(split)]
     named = [*sources, recipe.model.id, recipe.model.chat_template, recipe.launch.accelerate_config]
-    paths = [text for text in named if text and "\n" not in text and _is_path(text)]
+    paths = [text for text in named if text and "\n" not in text and is_path(text)]
     return sorted([*paths, str(run), str(run.parent.parent)], key=len, reverse=True)
 
 
@@ -166,7 +173,7 @@ def _blot(value: Any) -> Any:
     return [_blot(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _is_path(text: str) -> bool:
+def is_path(text: str) -> bool:
     return bool(re.fullmatch(r"(?:~|/[^/\n]+|[A-Za-z]:)[\\/][^\n]*", text)) or text.startswith(("./", "../"))
 
 

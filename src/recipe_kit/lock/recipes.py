@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from recipe_kit import run_dir
@@ -45,16 +45,14 @@ def require_files(recipe: Recipe, info: RunInfo, *, folder: Path | None = None) 
     """
     missing = []
     for split in SPLITS:
-        sources = recipe.data.sources(split)
         recorded = info["data"].get("splits", {}).get(split, {})
-        for index, source in enumerate(sources):
+        for key, source in sources_by_key(recipe, split):
             if source.path is None or (Path(source.path).exists() and Path(source.path).parent != folder):
                 continue
-            key = f"data.{split}.path" if len(sources) == 1 else f"data.{split}.{index}.path"
             name = Path(source.path).name
             told = f" (of {recorded['kept']} rows, content {recorded['content_sha256'][:12]})" if recorded else ""
             missing.append(
-                f"data.{split}: the local file {name}{told} is not here; give it with --set {key}=FOLDER/{name}"
+                f"data.{split}: the local file {name}{told} is not here; give it with --set {key}.path=FOLDER/{name}"
             )
     if is_local_model(recipe.model.id) and not Path(recipe.model.id).is_dir():
         on_hub = recipe.card.base_model or "FOLDER"
@@ -64,6 +62,13 @@ def require_files(recipe: Recipe, info: RunInfo, *, folder: Path | None = None) 
         )
     if missing:
         raise RunError("\n".join(missing))
+
+
+def sources_by_key(recipe: Recipe, split: str) -> Iterator[tuple[str, Source]]:
+    """The sources of a split by the key that `--set` knows them by."""
+    sources = recipe.data.sources(split)
+    for index, source in enumerate(sources):
+        yield f"data.{split}" if len(sources) == 1 else f"data.{split}.{index}", source
 
 
 def is_local_model(model_id: str) -> bool:

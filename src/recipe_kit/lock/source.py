@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from recipe_kit import run_dir
-from recipe_kit.errors import RunError
+from recipe_kit.errors import RunError, first_line
+from recipe_kit.lock import foreign
 from recipe_kit.lock.public import FOLDER, weights_sha256
 from recipe_kit.lock.recipes import pinned, require_files
-from recipe_kit.recipe import Recipe
+from recipe_kit.recipe import Recipe, load_recipe, recipe_digest
 from recipe_kit.run_dir import Metrics, RunInfo
 
+_FILES = (run_dir.RECIPE, run_dir.RUN, run_dir.METRICS)  # a stranger's folder of that name may hold anything
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -31,7 +33,7 @@ class Locked:
     foreign: bool  # read from a published record, which somebody else may have written
     folder: Path  # that its files were read from
     weights: dict[str, str]  # sha256 of the weights' files by name; {} where they are gone
-    notes: tuple[str, ...] = ()  # what a foreign recipe asks for and is not done unasked
+    notes: tuple[str, ...] = ()  # what a foreign recipe asks for and is not done unasked; that one's own was changed
 
     def require_files(self) -> None:
         """Raises RunError when a local file or folder is not here, with the `--set` that would give it."""
@@ -42,24 +44,28 @@ def source_of(target: str | Path, overrides: Iterable[str] = ()) -> Locked:
     """The lock of a run folder, of a folder made by `push --to-folder`, or of `OWNER/NAME[@REVISION]` on the Hub.
 
     Raises RunError when it cannot be found, reached or read, was not published by recipe-kit, or is a stranger's
-    recipe that would run a model's own code.
+    recipe that would run code or read files that the overrides do not name.
     """
-    folder, origin = _find(str(target))
+    folder, origin, published = _find(str(target))
     overrides = tuple(overrides)
     info = run_dir.read(folder)
-    record: dict[str, Any] | None = info.get("lock")
-    foreign = record is not None
-    if record is not None:
-        _require_unchanged(folder / run_dir.RECIPE, record, origin)
+    metrics = run_dir.read_metrics(folder) if (folder / run_dir.METRICS).is_file() else None
+    is_foreign = published or "lock" in info
+    if is_foreign:
+        foreign.require_record(info, metrics, origin)
+        _require_unchanged(folder / run_dir.RECIPE, info["lock"], origin)
     plain = pinned(folder / run_dir.RECIPE, info)
     recipe = pinned(folder / run_dir.RECIPE, info, overrides) if overrides else plain
     notes: tuple[str, ...] = ()
-    if foreign:
-        recipe, notes = _only_what_is_asked(recipe, overrides, origin)
-        plain, _ = _only_what_is_asked(plain, ("model.trust_remote_code=asked",), origin)
-    metrics = run_dir.read_metrics(folder) if (folder / run_dir.METRICS).is_file() else None
-    weights = record.get("weights", {}) if record is not None else weights_sha256(folder, info["method"])
-    return Locked(recipe, plain, info, metrics, origin, foreign, folder, weights, notes)
+    if is_foreign:
+        foreign.require_no_places(plain, folder, origin)
+        foreign.refuse_code(recipe, overrides, origin)
+        recipe, notes = foreign.without_services(recipe, overrides)
+        plain, _ = foreign.without_services(plain, ())
+    elif info.get("recipe_sha256") not in (None, recipe_digest(load_recipe(folder / run_dir.RECIPE))):
+        notes = (f"its {run_dir.RECIPE} was changed after the run; unless that was card or publish, undo it",)
+    weights = info["lock"]["weights"] if is_foreign else weights_sha256(folder, info["method"])
+    return Locked(recipe, plain, info, metrics, origin, is_foreign, folder, weights, notes)
 
 
 def _require_unchanged(recipe: Path, record: dict[str, Any], origin: str) -> None:
@@ -71,44 +77,18 @@ def _require_unchanged(recipe: Path, record: dict[str, Any], origin: str) -> Non
         )
 
 
-def _only_what_is_asked(recipe: Recipe, overrides: tuple[str, ...], origin: str) -> tuple[Recipe, tuple[str, ...]]:
-    """A published recipe without what would run code or send rows elsewhere, and a sentence for what was dropped.
-
-    A judge is asked with a key from an environment variable that the recipe names, at an address that it names: a
-    stranger's recipe could have any secret sent anywhere. Raises RunError for a model that brings its own code.
-    """
-    if recipe.model.trust_remote_code and not _asks(overrides, "model.trust_remote_code"):
-        raise RunError(
-            f"{origin}: its recipe runs Python code that comes with {recipe.model.id}; read that code, then repeat "
-            "with --set model.trust_remote_code=true"
-        )
-    notes = []
-    if recipe.evaluation.judge is not None and not _asks(overrides, "evaluation.judge"):
-        notes.append("the judge is not asked again: --set evaluation.judge.url=... would")
-        recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"judge": None})})
-    loggers = recipe.training.get("report_to", [])
-    kept = [name for name in ([loggers] if isinstance(loggers, str) else loggers or []) if name == "tensorboard"]
-    if loggers not in (kept, "tensorboard", "none", None) and not _asks(overrides, "training.report_to"):
-        notes.append(f"nothing is sent to {loggers}: --set training.report_to=... would")
-        recipe = recipe.model_copy(update={"training": recipe.training | {"report_to": kept}})
-    return recipe, tuple(notes)
-
-
-def _asks(overrides: tuple[str, ...], key: str) -> bool:
-    return any(text.partition("=")[0].strip().startswith(key) for text in overrides)
-
-
-def _find(target: str) -> tuple[Path, str]:
-    """The folder with the record that a target means, and a name that finds the same one again."""
+def _find(target: str) -> tuple[Path, str, bool]:
+    """The folder with the record that a target means, a name that finds the same one again, and whether it was
+    published."""
     path = Path(target).expanduser()
     if (path / FOLDER / run_dir.RUN).is_file():
-        return (path / FOLDER).resolve(), str(path.resolve())
+        return (path / FOLDER).resolve(), str(path.resolve()), True
     found = _HUB_ID.fullmatch(target)
     if found is None or path.exists() or (path.parent.is_dir() and "@" not in target):
         run = run_dir.find(path)
-        return run, str(run)
+        return run, str(run), False
     folder = _download(found["repo"], found["revision"])
-    return folder, f"{found['repo']}@{folder.parent.name}"
+    return folder, f"{found['repo']}@{folder.parent.name}", True
 
 
 def _download(repo: str, revision: str | None) -> Path:
@@ -123,7 +103,7 @@ def _download(repo: str, revision: str | None) -> Path:
 
     http_error: type[Any] = HfHubHTTPError.__mro__[1]  # of the client's HTTP library, not the same one in 1.x and 2.x
     try:
-        snapshot = snapshot_download(repo, revision=revision, allow_patterns=[f"{FOLDER}/*"])
+        snapshot = snapshot_download(repo, revision=revision, allow_patterns=[f"{FOLDER}/{name}" for name in _FILES])
     except RevisionNotFoundError as error:
         raise RunError(f"{repo}: it has no revision {revision!r}; leave it out for the newest") from error
     except GatedRepoError as error:
@@ -139,10 +119,9 @@ def _download(repo: str, revision: str | None) -> Path:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, HfHubHTTPError) and status == 401:
             raise RunError(f"{repo}: the Hub refuses your token; log in again with `hf auth login`") from error
-        first = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise RunError(
-            f"{repo}: no run folder here, and the Hub cannot be reached ({first[0].rstrip('.')}); check the network, "
-            "or download the repository and give its folder"
+            f"{repo}: no run folder here, and the Hub cannot be reached ({first_line(error.__cause__ or error)}); "
+            "check the network, or download the repository and give its folder"
         ) from error
     folder = Path(snapshot) / FOLDER
     if not (folder / run_dir.RUN).is_file() or not (folder / run_dir.RECIPE).is_file():

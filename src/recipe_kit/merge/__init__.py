@@ -83,8 +83,7 @@ def merge(
             "versions": provenance.versions(),
             "notes": job.notes,
         }
-        folder.keep(part / kind, job.run)
-        run_dir.update(job.run, merge=record)
+        folder.keep(part / kind, job.run, record)
     return record
 
 
@@ -120,14 +119,14 @@ def _check(job: _Job, part: Path) -> tuple[str, dict[str, Any] | None, dict[str,
         parity.free_memory()  # one model in memory at a time
         merged = parity.load_merged(part / kind, job.recipe, arithmetic)
         verdict = parity.compare(seen, merged, ids, job.dtype) | {"rows_from": held_out.rows_from}
-        parity.require(verdict)
+        parity.require(verdict, job.dtype)
     except torch.cuda.OutOfMemoryError as error:
         raise MergeError(
             f"{job.run}: the GPU's memory does not hold the model that the merged one is compared with; merge on the "
             "CPU: `CUDA_VISIBLE_DEVICES= recipe-kit merge ...`"
         ) from error
     except MergeError:
-        folder.discard_if_stale(job.run, job.adapter.sha256)
+        folder.discard_if_stale(job.run, job.adapter.sha256, part)
         raise
     return kind, chosen, verdict
 
@@ -173,6 +172,12 @@ def _source(recipe: Recipe, info: RunInfo, adapter: Adapter) -> tuple[weights.So
         "chat_template_kwargs": {},
     }
     tokenizer = modeling.load_tokenizer(recipe.model.model_copy(update=saved))
+    trained_with = info["model"].get("chat_template_sha256")
+    if trained_with not in (None, modeling.template_hash(tokenizer)):
+        raise MergeError(
+            f"{adapter.folder}: its chat template is not the one that this run was trained with; restore the adapter "
+            "of this run"
+        )
     base = shards.find_base(recipe.model)
     plan = layout.build(recipe, config, adapter, base, len(tokenizer))
     layout.check_biases(plan, adapter)

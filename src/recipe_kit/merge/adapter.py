@@ -11,7 +11,7 @@ import peft
 import torch
 from safetensors import SafetensorError
 
-from recipe_kit.errors import MergeError
+from recipe_kit.errors import MergeError, first_line
 from recipe_kit.local_models import local_folder
 from recipe_kit.merge import shards
 from recipe_kit.recipe import Recipe
@@ -47,6 +47,7 @@ def open_adapter(folder: Path, recipe: Recipe, info: RunInfo) -> Adapter:
         raise MergeError(f"{folder}: no such folder; what this run learnt is gone")
     config = _config(folder)
     _check_base(folder, recipe, info)
+    _check_settings(folder, config, recipe)
     _check_kind(folder, config, recipe)
     try:
         found = shards.shapes(folder / WEIGHTS)
@@ -55,7 +56,7 @@ def open_adapter(folder: Path, recipe: Recipe, info: RunInfo) -> Adapter:
                 raise MergeError(f"{folder / WEIGHTS}: {name} holds numbers that are not finite; train again")
     except (OSError, SafetensorError) as error:
         raise MergeError(
-            f"{folder / WEIGHTS}: cannot be read ({_first_line(error)}); the adapter is damaged, restore it or train "
+            f"{folder / WEIGHTS}: cannot be read ({first_line(error)}); the adapter is damaged, restore it or train "
             "again"
         ) from error
     return Adapter(folder, config, found, sha256(folder / WEIGHTS))
@@ -70,9 +71,7 @@ def _config(folder: Path) -> peft.LoraConfig:
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise MergeError(
-            f"{folder / CONFIG}: cannot be read ({_first_line(error)}); the adapter is damaged"
-        ) from error
+        raise MergeError(f"{folder / CONFIG}: cannot be read ({first_line(error)}); the adapter is damaged") from error
     if not isinstance(config, peft.LoraConfig):
         raise MergeError(f"{folder / CONFIG}: expected a LoRA adapter, got {config.peft_type}; only LoRA is merged")
     return config
@@ -99,6 +98,16 @@ def _check_base(folder: Path, recipe: Recipe, info: RunInfo) -> None:
         )
 
 
+def _check_settings(folder: Path, config: peft.LoraConfig, recipe: Recipe) -> None:
+    """What no tensor of the adapter shows, and decides what they come to."""
+    for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
+        if key in recipe.lora and getattr(config, key) != recipe.lora[key]:
+            raise MergeError(
+                f"{folder / CONFIG}: {key} is {getattr(config, key)}, and this run was trained with "
+                f"{recipe.lora[key]}; restore the adapter of this run"
+            )
+
+
 def _check_kind(folder: Path, config: peft.LoraConfig, recipe: Recipe) -> None:
     """Refuses what no merged weights can be: what happens on some tokens only, or starts where nobody knows."""
     start = str(config.init_lora_weights).lower()
@@ -122,7 +131,3 @@ def _check_kind(folder: Path, config: peft.LoraConfig, recipe: Recipe) -> None:
             f"{folder / CONFIG}: init_lora_weights: {config.init_lora_weights} changed the 4-bit base this adapter "
             "belongs to, and no 16-bit base is the same; use the adapter as it is, or train with method: lora"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -8,12 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from recipe_kit import run_dir
-from recipe_kit.errors import MergeError
+from recipe_kit.errors import MergeError, ModelError, RunError
 from recipe_kit.evaluation import generation
 from recipe_kit.merge import shards
 from recipe_kit.merge.layout import Layout
@@ -46,30 +47,38 @@ def part_folder(run: Path) -> Iterator[Path]:
         lock.release()
 
 
-def keep(merged: Path, run: Path) -> None:
-    """Put a checked folder in the place of the run's `merged/`, old weights, what was converted from them, and their
-    record out of the way first."""
-    final = run / run_dir.MERGED
-    forget(run)
-    if final.exists():
-        final.rename(merged.parent / "old")
+def keep(merged: Path, run: Path, record: dict[str, Any]) -> None:
+    """Put a checked folder and its record in the place of the run's `merged/` and what `run.json` says of it.
+
+    Wherever this is cut off: a `merged/` that is there is the one that `run.json` tells of.
+    """
+    final, old = run / run_dir.MERGED, merged.parent / "old"
+    _move_away(run, old)
+    try:
+        run_dir.update(run, merge=record)
+    except RunError:  # a full disk; what was there before is as good as it was
+        if old.exists():
+            old.rename(final)
+        raise
     merged.rename(final)
 
 
-def forget(run: Path) -> None:
-    """Let `run.json` say nothing of merged weights, and drop the GGUF files that were made of them."""
-    shutil.rmtree(run / run_dir.GGUF, ignore_errors=True)
+def discard_if_stale(run: Path, adapter_sha256: str, part: Path) -> None:
+    """Remove older merged weights of another adapter than the run has now: they say nothing of this one."""
     info = run_dir.read(run)
+    if info.get("merge", {}).get("adapter_sha256") == adapter_sha256:
+        return
+    _move_away(run, part / "stale")
     if "merge" in info:
         del info["merge"]
         run_dir.write_json(run / run_dir.RUN, info)
 
 
-def discard_if_stale(run: Path, adapter_sha256: str) -> None:
-    """Remove older merged weights of another adapter than the run has now: they say nothing of this one."""
-    if run_dir.read(run).get("merge", {}).get("adapter_sha256") != adapter_sha256:
-        forget(run)
-        shutil.rmtree(run / run_dir.MERGED, ignore_errors=True)
+def _move_away(run: Path, place: Path) -> None:
+    """Take `merged/` out of the run folder in one step, and the GGUF files that were made of it before."""
+    shutil.rmtree(run / run_dir.GGUF, ignore_errors=True)
+    if (run / run_dir.MERGED).exists():
+        (run / run_dir.MERGED).rename(place)
 
 
 def add_companions(
@@ -116,7 +125,7 @@ def _write_generation_config(
 ) -> str | None:
     """The base's generation settings, with the tokens that end an answer of this run among those that stop it."""
     path = shards.base_file(model, "generation_config.json")
-    own = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+    own = _settings(path) if path is not None else {}
     before = own.get("eos_token_id")
     known = {before} if isinstance(before, int) else set(before or [])
     if path is not None and layout.model.generation_config is not None:
@@ -132,3 +141,10 @@ def _write_generation_config(
         return None
     names = ", ".join(tokenizer.convert_ids_to_tokens(added))
     return f"generation_config.json also stops at {names}, which ends the answers of this run"
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"model.id: {path} cannot be read ({error}); load the model anew") from error

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
-from recipe_kit.errors import MergeError
+from recipe_kit.errors import MergeError, first_line
 from recipe_kit.merge.adapter import CONFIG, WEIGHTS, Adapter
 from recipe_kit.recipe import Recipe
 
@@ -119,7 +119,7 @@ def _attach(model: PreTrainedModel, adapter: Adapter) -> peft.PeftModel:
             warnings.simplefilter("ignore")  # PEFT's worries about ties and biases, which are looked after here
             return peft.get_peft_model(model, settings, low_cpu_mem_usage=True)
     except (ValueError, TypeError) as error:
-        raise MergeError(f"{adapter.folder / CONFIG}: {_another_base(str(error).splitlines()[0])}") from error
+        raise MergeError(f"{adapter.folder / CONFIG}: {_another_base(first_line(error))}") from error
 
 
 def _place(layout: Layout, attached: peft.PeftModel, adapter: Adapter) -> None:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import cached_file
 
-from recipe_kit.errors import MergeError, ModelError
+from recipe_kit.errors import MergeError, ModelError, first_line
 from recipe_kit.local_models import local_folder
 from recipe_kit.recipe import ModelSection
 
@@ -37,7 +37,7 @@ def find_base(model: ModelSection) -> dict[str, Path] | None:
         return None if single is None else dict.fromkeys(_names(single), single)
     try:
         names = dict.fromkeys(sorted(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"model.id: the index of {model.id} cannot be read ({error}); load the model anew") from error
     found: dict[str, Path] = {}
     for name in names:
@@ -58,7 +58,7 @@ def base_file(model: ModelSection, name: str) -> Path | None:
             _raise_exceptions_for_missing_entries=False,
         )
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0].rstrip(".")
+        first = first_line(error)
         raise ModelError(
             f"model.id: cannot load {model.id} ({first}); check the network, and for a gated model accept its licence "
             "on the Hub and run `hf auth login`"

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipe_kit import modeling
-from recipe_kit.errors import MergeError
+from recipe_kit.errors import MergeError, first_line
 from recipe_kit.merge import shards
 from recipe_kit.merge.weights import Outcome, Source
 from recipe_kit.recipe import Recipe
@@ -48,7 +48,7 @@ def write(source: Source, tokenizer: PreTrainedTokenizerBase, folder: Path, dtyp
             merged = model.merge_and_unload()
     except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
         raise MergeError(
-            f"{source.adapter.folder}: PEFT cannot merge this adapter ({str(error).splitlines()[0]}); use it as it is"
+            f"{source.adapter.folder}: PEFT cannot merge this adapter ({first_line(error)}); use it as it is"
         ) from error
     merged.to(dtype)
     after = dict(merged.named_parameters(remove_duplicate=False))

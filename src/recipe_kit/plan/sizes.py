@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from recipe_kit import modeling
-from recipe_kit.errors import ModelError
+from recipe_kit.errors import ModelError, first_line
 from recipe_kit.plan.shape import ParametersPart
 from recipe_kit.recipe import Recipe
 
@@ -74,7 +74,7 @@ def count(recipe: Recipe, config: PretrainedConfig, precision: str, tokens: int 
                 config, dtype=dtype, trust_remote_code=recipe.model.trust_remote_code
             )
     except (ValueError, ImportError) as error:
-        raise ModelError(f"model.id: {recipe.model.id} is no causal language model ({_first_line(error)})") from error
+        raise ModelError(f"model.id: {recipe.model.id} is no causal language model ({first_line(error)})") from error
     if tokens > model.get_input_embeddings().weight.shape[0] and recipe.trains_embeddings:
         model.resize_token_embeddings(tokens, mean_resizing=False)
     base = sum(parameter.numel() for parameter in model.parameters())
@@ -159,7 +159,7 @@ def _with_adapter(recipe: Recipe, model: PreTrainedModel) -> Any:
         with torch.device("meta"):
             return peft.get_peft_model(model, config)
     except ValueError as error:
-        raise ModelError(f"lora: {_first_line(error)}") from error
+        raise ModelError(f"lora: {first_line(error)}") from error
 
 
 def _adapter_state(adapted: Any) -> dict[str, torch.Tensor]:
@@ -187,7 +187,3 @@ def _tensor(name: str, value: torch.Tensor) -> Tensor:
     spelling = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
     kind = str(value.dtype).removeprefix("torch.")
     return Tensor(name, tuple(value.shape), spelling.get(kind, kind), value.dtype.itemsize)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -7,7 +7,7 @@ import re
 from recipe_kit.publish.repository import MAIN, Remote
 
 # What git takes for the name of a branch or a tag, in short.
-_REF = re.compile(r"(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))\w[\w./-]*")
+_REF = re.compile(r"(?!refs/|.*(?:\.\.|//|@\{|\.lock$|/$|\.$))\w[\w./-]*")
 _REPOSITORY = re.compile(r"(?!.*(?:--|\.\.|\.git$))\w[\w.-]*/\w(?:[\w.-]*\w)?")
 LONGEST_ID = 96  # characters
 

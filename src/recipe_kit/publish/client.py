@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from recipe_kit.errors import PublishError
 from recipe_kit.publish import refusals
@@ -31,6 +31,8 @@ def hub_token() -> str:
         token = get_token()
     if not token:
         raise PublishError(refusals.NO_TOKEN)
+    if not token.isascii():  # no header can carry it
+        raise PublishError(refusals.BAD_TOKEN)
     return token
 
 
@@ -69,6 +71,15 @@ def ask(question: Callable[[], T], *, waits: tuple[float, ...] = WAITS, seconds:
             time.sleep(time_out)
     with limited(seconds):
         return question()
+
+
+def post(token: str, path: str, value: Any) -> Any:
+    """The Hub's answer to what the client has no function for, or none that can be used; no status is an error yet."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    headers = build_hf_headers(token=token, library_name="recipe-kit")
+    return get_session().post(f"{endpoint()}{path}", json=value, headers=headers)
 
 
 def endpoint() -> str:

@@ -22,7 +22,6 @@ from recipe_kit.publish.files import File, allowed, described
 from recipe_kit.publish.readme import Readme, readme
 from recipe_kit.run_dir import RunInfo
 
-RECORD = "recipe-kit"  # folder of the public record
 _CONFIGS = ("config.json", "adapter_config.json", "generation_config.json", "tokenizer_config.json")
 _WHERE_FROM = ("_name_or_path", "name_or_path", "tokenizer_file")  # keys in which the libraries note a local path
 
@@ -54,7 +53,12 @@ class _Gathering:
     left_out: list[str]
     problems: list[str]
 
-    def add(self, path: str, content: Path | bytes) -> File:
+    @property
+    def hashes(self) -> dict[Path, str]:
+        """SHA-256 of the files of the run folder that were read: whole models are not read twice."""
+        return {file.content: file.sha256 for file in self.files if isinstance(file.content, Path)}
+
+    def add(self, path: str, content: Path | bytes) -> None:
         file = described(path, content, self.tokens)
         self.files.append(file)
         self.problems += [
@@ -62,7 +66,6 @@ class _Gathering:
             "ever shown to anybody"
             for kind, place in file.secrets.items()
         ]
-        return file
 
 
 def gather(
@@ -92,14 +95,21 @@ def gather(
     job.problems += page.problems
     if page.notice is not None:
         job.add("NOTICE", page.notice.encode())
-    for text in sorted((run / run_dir.LICENSE).glob("*")):
-        if text.is_file() and not text.is_symlink():
-            job.add(text.name, text)
-    for name, content in sorted(lock.public_record(run).items()):
-        job.add(name if name.startswith(f"{RECORD}/") else f"{RECORD}/{name}", content)
+    _license_texts(job, run / run_dir.LICENSE)
+    for name, content in sorted(lock.public_record(run, job.hashes).items()):
+        job.add(name, content)
     job.add(manifest.PATH, manifest.written(facts.what, job.files))
     files = sorted(job.files, key=lambda file: file.path)
     return Contents(facts.what, tuple(files), tuple(job.left_out), tuple(job.problems), page.notes, page)
+
+
+def _license_texts(job: _Gathering, folder: Path) -> None:
+    """Take the texts of the base's licence, and whatever else lies beside them not."""
+    for path in sorted(folder.glob("*")) if not folder.is_symlink() else []:
+        if path.is_file() and not path.is_symlink() and run_dir.LICENSE_TEXT.fullmatch(path.name):
+            job.add(path.name, path)
+        else:
+            job.left_out.append(f"{folder.name}/{path.name}: no text of a licence")
 
 
 def _weights(job: _Gathering, folder: Path, kind: str, prefix: str) -> None:
@@ -161,10 +171,10 @@ def _merged(job: _Gathering, info: RunInfo) -> list[str]:
     if any(problem.startswith(str(folder)) for problem in job.problems):
         return []  # not whole, which is said already
     adapter = job.run / run_dir.ADAPTER / "adapter_model.safetensors"
-    by_path = {str(file.content): file.sha256 for file in job.files if isinstance(file.content, Path)}
-    adapter_hash = by_path.get(str(adapter)) or (described("", adapter).sha256 if adapter.is_file() else None)
+    known = job.hashes
+    adapter_hash = known.get(adapter) or (described("", adapter).sha256 if adapter.is_file() else None)
     recorded = (info.get("merge") or {}).get("files") or {}
-    here = {path.name: by_path.get(str(path)) for path in folder.iterdir() if path.is_file()}
+    here = {path.name: known.get(path) for path in folder.iterdir() if path.is_file()}
     hashes = {
         name: told or described("", folder / name).sha256
         for name, told in here.items()
@@ -177,12 +187,14 @@ def _public_config(job: _Gathering, path: Path) -> Path | bytes:
     """A configuration as strangers can use it: the base by its Hub id and commit, no path of this machine."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        public = dict(told.items())
+    except (OSError, ValueError, AttributeError):
         kind = "adapter" if path.parent.name == run_dir.ADAPTER else "model"
-        job.problems.append(f"{path}: is no JSON; {_to_get(job, kind, path.parent)}")
+        job.problems.append(f"{path}: is no JSON object; {_to_get(job, kind, path.parent)}")
         return path
-    public = dict(told)
     if path.name == "adapter_config.json":
+        if "peft_type" not in told:
+            job.problems.append(f"{path}: no configuration of an adapter; {_to_get(job, 'adapter', path.parent)}")
         public |= {"base_model_name_or_path": job.facts.base_id, "revision": job.facts.base_revision}
         if job.facts.base_id is None:
             job.problems.append(

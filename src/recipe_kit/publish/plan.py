@@ -165,15 +165,11 @@ def _without_licence(found: Contents) -> list[str]:
 
 def _card_problems(found: Contents, me: Account, repo_id: str) -> list[str]:
     """What the Hub itself says against the metadata of the card; it would refuse the commit after a long upload."""
-    from huggingface_hub import get_session, hf_raise_for_status
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub import hf_raise_for_status
 
     def validate() -> list[str]:
-        response = get_session().post(
-            f"{client.endpoint()}/api/validate-yaml",
-            json={"content": found.readme.text, "repoType": "model"},
-            headers=build_hf_headers(token=me.token),
-        )
+        card = {"content": found.readme.text, "repoType": "model"}
+        response = client.post(me.token, "/api/validate-yaml", card)
         if response.status_code == 400:
             told = response.json()
             return [str(error.get("message")) for error in told.get("errors", ())] or [str(told.get("error"))]

@@ -108,6 +108,11 @@ def status_of(error: BaseException) -> int | None:
     return None
 
 
+def is_busy(told: str) -> bool:
+    """Whether the Hub makes another repository of the same user, and takes one after the other."""
+    return "conflicting operation" in told
+
+
 def is_no_connection(error: BaseException) -> bool:
     """Whether no answer came, rather than a refusal: no way to the Hub, a reset, a time-out."""
     from huggingface_hub.errors import HTTPError as NoConnection  # type: ignore[attr-defined]  # httpx's, or httpx2's
@@ -132,6 +137,8 @@ def _refused(status: int, told: str, where: str, repo_id: str | None) -> str:
     refused = f"{where}: the Hub refused ({status}: {told})"
     if status in (402, 403, 413, 507) and (_QUOTA.search(told) or status in (402, 507)):
         return f"{refused}; the account has no room left: free some or extend it, then push again to finish"
+    if status == 409 and is_busy(told):
+        return f"{refused}; push again in a minute"
     answers = {
         400: f"{refused}; this needs a look at the files and names in `recipe-kit push RUN --dry-run`",
         401: BAD_TOKEN,
@@ -141,7 +148,7 @@ def _refused(status: int, told: str, where: str, repo_id: str | None) -> str:
         "token belongs to the right account",
         409: f"{refused}; the name is taken: choose another with --repo-id",
         412: f"{where}: a commit has happened since; look at it with `recipe-kit push RUN --dry-run`, and push again",
-        413: f"{refused}; it is more than the Hub takes at once",
+        413: f"{refused}; it is more than the Hub takes at once: see the sizes with `recipe-kit push RUN --dry-run`",
         429: f"{where}: too many requests for now ({status}); push again in a few minutes to finish",
     }
     if status >= 500:

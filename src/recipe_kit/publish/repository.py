@@ -89,6 +89,19 @@ def look(api: HfApi, repo_id: str, branch: str, *, title: str | None = None, aut
     )
 
 
+def create(token: str, repo_id: str, *, private: bool) -> None:
+    """Make a repository. Raises the client's errors.
+
+    Not with the client's own `create_repo`: while the Hub makes another repository of this user it asks again without
+    a pause and without an end (1.33 and 2.4).
+    """
+    from huggingface_hub import hf_raise_for_status
+
+    owner, _, name = repo_id.partition("/")
+    wanted = {"name": name, "organization": owner, "visibility": "private" if private else "public"}
+    hf_raise_for_status(client.post(token, "/api/repos/create", wanted))
+
+
 def tree(api: HfApi, repo_id: str, commit: str) -> dict[str, RemoteFile]:
     """Every file at a commit, by path."""
     items = client.ask(

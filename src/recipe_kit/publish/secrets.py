@@ -15,7 +15,11 @@ _ROW = b"\1" * SHORTEST
 
 # What it is, how it starts, and the whole of it.
 _KINDS: tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...] = (
-    ("a Hugging Face token", (b"hf_", b"api_org_"), re.compile(rb"(?<![A-Za-z0-9])(?:hf|api_org)_[A-Za-z0-9]{20,}")),
+    (
+        "a Hugging Face token",
+        (b"hf_", b"api_org_"),
+        re.compile(rb"(?<![A-Za-z0-9])(?:(?:hf|api_org)_[A-Za-z0-9]{20,}|hf_(?:oauth|jwt)_[A-Za-z0-9_.-]{20,})"),
+    ),
     (
         "an OpenAI or Anthropic key",
         (b"sk-",),
@@ -30,6 +34,18 @@ _KINDS: tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...] = (
     ("a Slack token", (b"xox",), re.compile(rb"(?<![A-Za-z0-9])xox[abeoprs]-[0-9A-Za-z-]{10,}")),
     ("a Google key", (b"AIza",), re.compile(rb"(?<![A-Za-z0-9])AIza[0-9A-Za-z_-]{35}")),
     ("a private key", (b"-----BEGIN ",), re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----")),
+    ("a GitLab token", (b"glpat-",), re.compile(rb"(?<![A-Za-z0-9])glpat-[A-Za-z0-9_-]{20,}")),
+    ("a Groq key", (b"gsk_",), re.compile(rb"(?<![A-Za-z0-9])gsk_[A-Za-z0-9]{30,}")),
+    (
+        "a package registry token",
+        (b"npm_", b"pypi-AgE"),
+        re.compile(rb"(?<![A-Za-z0-9])(?:npm_[A-Za-z0-9]{36}(?![A-Za-z0-9])|pypi-AgE[A-Za-z0-9_-]{40,})"),
+    ),
+    (
+        "a signed token",
+        (b"eyJ",),
+        re.compile(rb"(?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"),
+    ),
     (
         "a user name and password in a URL",
         (b"://",),

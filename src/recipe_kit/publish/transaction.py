@@ -112,15 +112,19 @@ def _created(job: _Job) -> Remote:
     from huggingface_hub.errors import HfHubHTTPError
 
     plan = job.plan
-    try:
-        client.ask(lambda: job.api.create_repo(plan.repo_id, private=plan.private))
-    except HfHubHTTPError as error:
-        if refusals.status_of(error) != 409:
-            raise
-        remote = look_again(plan)
-        if not remote.exists:
-            raise
-        return remote
+    for wait in (*client.WAITS, None):
+        try:
+            client.ask(lambda: repository.create(plan.account.token, plan.repo_id, private=plan.private))
+            break
+        except HfHubHTTPError as error:
+            if refusals.status_of(error) != 409:
+                raise
+            remote = look_again(plan)
+            if remote.exists:
+                return remote
+            if wait is None or not refusals.is_busy(str(error)):
+                raise
+            time.sleep(wait)
     return look_again(plan)
 
 
@@ -152,6 +156,7 @@ def _commit(job: _Job, remote: Remote) -> str:
     assert remote.head is not None
     with job.explained("uploading"):
         additions = _upload(job, repository.different(plan.contents.files, remote.files))
+        _require_private(job)
     operations = [*additions, *_deletions(repository.stale(plan.contents.files, remote))]
     for wait in (*client.WAITS, None):
         try:
@@ -176,6 +181,16 @@ def _commit(job: _Job, remote: Remote) -> str:
                 return now.head
             _wait_or_raise(job, error, wait, "committing")
     raise AssertionError("the last attempt returns or raises")
+
+
+def _require_private(job: _Job) -> None:
+    """Raises PublishError when the repository was made public while large files travelled, which can take hours."""
+    plan = job.plan
+    if plan.private and not client.ask(lambda: job.api.repo_info(plan.repo_id)).private:
+        raise PublishError(
+            f"{plan.repo_id}: it was made public while files were uploaded, and this push is private: nothing was "
+            "published; make it private again, or say --public, and push again"
+        )
 
 
 def _holds(plan: Plan, remote: Remote) -> bool:

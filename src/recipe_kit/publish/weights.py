@@ -55,12 +55,6 @@ def not_finite(path: Path) -> str | None:
     return None
 
 
-def missing_shards(folder: Path) -> list[str]:
-    """Weight files that the index of a folder names and that are not there."""
-    index = folder / "model.safetensors.index.json"
-    return [name for name in sorted(indexed(index)) if not (folder / name).is_file()] if index.is_file() else []
-
-
 def indexed(index: Path) -> set[str]:
     """The weight files an index names; none for an index that cannot be read."""
     try:
