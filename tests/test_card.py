@@ -589,7 +589,7 @@ def test_no_path_and_no_token_of_the_run_comes_into_the_card(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "text",
-    ["see /home/ann/a.txt", "path=/root/.cache/x", "`/Users/ann/model`", "(/tmp/w/x)", r"C:\Users\ann\rows.csv",
+    ["see /home/ann/a.txt", "path=/root/.cache/x", "`/Users/ann/model`", "(/tmp/runs/x)", r"C:\Users\ann\rows.csv",
      "file:///srv/rows", "D:/Data/rows.csv", TOKEN, "sk-ant-" + "a1" * 15, "ghp_" + "a" * 36, "AKIA" + "A1" * 8,
      "https://ann:secret@example.com/x", "-----BEGIN RSA PRIVATE KEY-----"],
 )  # fmt: skip
