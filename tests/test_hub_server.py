@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -158,7 +159,8 @@ def test_a_folder_goes_up_and_comes_back_under_a_tag(major: str, tmp_path: Path,
     with Hub(tmp_path / "hub", page_size=2) as hub:
         token = hub.add_user("acme", orgs={"lab": "write"})
         told = json.loads(run_client(hub, ROUND_TRIP, folder, token=token, major=major))
-    assert told["version"].split(".")[0] == major[-1]
+    here = metadata.version("huggingface-hub").split(".")[0]
+    assert told["version"].split(".")[0] == ("1" if major == "client 1" else here)
     repo = hub.repo("acme/x")
     assert repo.private
     assert told["me"] == ["acme", "lab", "write"]

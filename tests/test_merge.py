@@ -986,6 +986,7 @@ def test_the_command_fails_in_one_sentence(told: Any) -> None:
 
 
 def test_gguf_is_asked_for_before_merging_and_written_after(told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gguf", reason="the extra demo is not installed: pip install gguf")
     run, invoke = told
     monkeypatch.delenv("LLAMA_CPP", raising=False)
     result = invoke("--gguf", "f16", "--llama-cpp", str(run))
