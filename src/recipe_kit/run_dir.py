@@ -24,6 +24,7 @@ A run is finished when `run.json` says so; it is written last.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -279,6 +280,12 @@ def update(run: Path, **values: Any) -> RunInfo:
 def weights(run: Path, method: str) -> Path:
     """Where a run of this method keeps what was learnt."""
     return run / (MODEL if method == "full" else ADAPTER)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

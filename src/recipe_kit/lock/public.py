@@ -79,12 +79,7 @@ def weights_sha256(run: Path, method: str, hashes: Mapping[Path, str] = MappingP
     `hashes` are those of files that were read already.
     """
     paths = sorted(run_dir.weights(run, method).glob("*.safetensors"))
-    return {path.name: hashes.get(path) or _sha256(path) for path in paths}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.name: hashes.get(path) or run_dir.sha256(path) for path in paths}
 
 
 def _without_paths(recipe: Recipe, run: Path, info: RunInfo) -> tuple[Recipe, list[str]]:

@@ -16,7 +16,7 @@ from recipe_kit import modeling, provenance, run_dir
 from recipe_kit.errors import MergeError
 from recipe_kit.lock import recipe_of
 from recipe_kit.merge import choice, folder, layout, nf4, parity, rows, shards, weights, whole
-from recipe_kit.merge.adapter import Adapter, open_adapter, sha256
+from recipe_kit.merge.adapter import Adapter, open_adapter
 from recipe_kit.recipe import Recipe
 from recipe_kit.run_dir import RunInfo
 
@@ -76,7 +76,7 @@ def merge(
             "choice": chosen,
             "parity": verdict,
             "adapter_sha256": job.adapter.sha256,
-            "files": {file.name: sha256(file) for file in sorted((part / kind).iterdir())},
+            "files": {file.name: run_dir.sha256(file) for file in sorted((part / kind).iterdir())},
             "tensors_changed": changed[kind],
             "seconds": round(time.monotonic() - started, 3),
             "peak_memory_bytes": peak,  # of this process while the weights were merged, before models were compared

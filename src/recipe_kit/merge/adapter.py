@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import peft
 import torch
 from safetensors import SafetensorError
 
+from recipe_kit import run_dir
 from recipe_kit.errors import MergeError, first_line
 from recipe_kit.local_models import local_folder
 from recipe_kit.merge import shards
@@ -59,12 +59,7 @@ def open_adapter(folder: Path, recipe: Recipe, info: RunInfo) -> Adapter:
             f"{folder / WEIGHTS}: cannot be read ({first_line(error)}); the adapter is damaged, restore it or train "
             "again"
         ) from error
-    return Adapter(folder, config, found, sha256(folder / WEIGHTS))
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Adapter(folder, config, found, run_dir.sha256(folder / WEIGHTS))
 
 
 def _config(folder: Path) -> peft.LoraConfig:

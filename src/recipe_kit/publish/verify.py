@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recipe_kit import run_dir
 from recipe_kit.errors import PublishError
 from recipe_kit.publish import client, refusals, repository, weights
-from recipe_kit.publish.files import PIECE, File
+from recipe_kit.publish.files import File
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -52,7 +52,7 @@ def round_trip(api: HfApi, plan: Plan, commit: str) -> list[str]:
         folder = Path(temporary)
         client.ask(lambda: _download(api, plan.repo_id, commit, small, folder), waits=client.FEW_WAITS)
         for file in small:
-            if _sha256(folder / file.path) != file.sha256:
+            if run_dir.sha256(folder / file.path) != file.sha256:
                 raise PublishError(f"{plan.repo_id}: {file.path} comes back from the Hub changed; push again")
         remarks = load(folder, plan.contents.what)
     if large:
@@ -96,11 +96,3 @@ def _download(api: HfApi, repo_id: str, commit: str, files: list[File], folder: 
     finally:
         if not quiet:
             utils.enable_progress_bars()  # type: ignore[attr-defined]
-
-
-def _sha256(path: Path) -> str:
-    hashed = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            hashed.update(piece)
-    return hashed.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -33,7 +32,7 @@ def check_path(path: Path, memory: Path) -> None:
 
     The file that this sweep wrote, and nobody changed since, may be there: `memory` knows its SHA-256.
     """
-    if path.exists() and not (path.is_file() and written(memory) == _sha256(path)):
+    if path.exists() and not (path.is_file() and written(memory) == run_dir.sha256(path)):
         raise RecipeError(f"{path} exists already; choose another file with --out, or remove it first")
     if not path.absolute().parent.is_dir():
         raise RecipeError(f"cannot write {path}: there is no folder {path.parent}; choose another file with --out")
@@ -48,10 +47,6 @@ def written(memory: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, str) else None
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write(path: Path, source: str, wanted: Recipe, *, comments: Sequence[str], memory: Path) -> None:
@@ -75,7 +70,7 @@ def write(path: Path, source: str, wanted: Recipe, *, comments: Sequence[str], m
     run_dir.write_text(path, text)
     if memory.is_file():
         known = json.loads(memory.read_text(encoding="utf-8"))
-        run_dir.write_json(memory, {**known, "best_sha256": _sha256(path)})
+        run_dir.write_json(memory, {**known, "best_sha256": run_dir.sha256(path)})
 
 
 def _parent(source: str, path: Path) -> str:
