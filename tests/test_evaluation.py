@@ -532,7 +532,7 @@ def test_a_measurement_that_fails_does_not_lose_what_was_trained(
     monkeypatch.setattr(work.perplexity, "row_losses", no_memory)
     run = trained(tmp_path, "training.max_steps=1")
     info = run_dir.require_finished(run)
-    assert info["notes"][-1].startswith("not evaluated (CUDA out of memory.")
+    assert info["notes"][-1].startswith("not evaluated (out of GPU memory in evaluation: 245.00 GiB more needed; ")
     monkeypatch.undo()
     assert evaluate(run)["scores"]["perplexity"]["rows"] == 12
 

@@ -13,6 +13,7 @@ keeps its traceback.
     ├── ProofError         a proof about rows, tokens or trainer failed before the first step
     ├── ModelError         a model or tokenizer cannot be found, loaded or combined with the method
     ├── MetricError        a metric gives no score: wrong options, no reference, or its code failed
+    ├── OutOfMemory        the GPU's memory ran out, in a named phase, and smaller parts did not help
     ├── LaunchError        the training processes cannot be started, or one of them failed
     ├── RunError           a run folder is missing, unfinished, or cannot be written
     ├── MergeError         an adapter cannot be merged, or the merged model is not the adapter model
@@ -85,6 +86,10 @@ class ModelError(RecipeKitError):
 
 class MetricError(RecipeKitError):
     """A metric gives no score that can be trusted; the other metrics are not touched by it."""
+
+
+class OutOfMemory(RecipeKitError):  # noqa: N818 - the name that PyTorch's users know
+    """The GPU's memory does not hold the model, a step, an evaluation or what saving needs."""
 
 
 class LaunchError(RecipeKitError):

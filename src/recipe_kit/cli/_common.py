@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from recipe_kit.errors import RecipeKitError
+from recipe_kit.errors import OutOfMemory, RecipeKitError
+from recipe_kit.out_of_memory import Watch, explained
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,9 +24,14 @@ def is_first_rank() -> bool:
 
 
 def fail(error: RecipeKitError) -> None:
-    """Print the sentence once, whatever the number of ranks, and leave with exit code 1."""
+    """Print the sentence once, whatever the number of ranks, and leave with exit code 1.
+
+    Memory runs out in one rank, which the others know nothing of.
+    """
     if is_first_rank():
         click.echo(f"recipe-kit: {error}", err=True)
+    elif isinstance(error, OutOfMemory):
+        click.echo(f"recipe-kit, process {os.environ['RANK']}: {error}", err=True)
     sys.exit(1)
 
 
@@ -34,7 +40,8 @@ class _Explained:
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)  # type: ignore[misc]
+            with explained(Watch(phase="evaluation" if ctx.info_name == "eval" else None)):
+                return super().invoke(ctx)  # type: ignore[misc]
         except RecipeKitError as error:
             return fail(error)
 
