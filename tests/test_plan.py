@@ -21,6 +21,7 @@ from recipe_kit.errors import ModelError
 from recipe_kit.plan import access, disk, judge, rows, sizes, steps, text
 from recipe_kit.plan.shape import Plan
 from recipe_kit.recipe import Recipe, load_recipe, resolve
+from recipe_kit.speed import parameters
 
 datasets.disable_progress_bars()
 
@@ -316,7 +317,7 @@ def test_bytes_of_a_safetensors_file_are_counted_without_writing_it() -> None:
     from safetensors.torch import save
 
     tensors = {"b.weight": torch.zeros(3, 5), "a.weight": torch.zeros(7, dtype=torch.bfloat16), "c": torch.zeros(2, 2)}
-    counted = [sizes._tensor(name, value) for name, value in tensors.items()]
+    counted = [parameters.plain_tensor(name, value) for name, value in tensors.items()]
     assert sizes.safetensors_bytes(counted) == len(save(tensors, metadata={"format": "pt"}))
 
 
@@ -579,11 +580,12 @@ def test_text_ends_with_the_answer() -> None:
     assert text.lines(failed)[-3:] == ["Training would fail, for 2 reasons", "  1. no such file", "  2. none"]
 
 
-def test_memory_and_time_have_their_place() -> None:
-    plan = an_empty_plan()
+def test_memory_and_time_that_are_not_told_say_why() -> None:
+    plan = an_empty_plan(not_looked_at={"memory": "no such layers", "time": "no such card"})
     assert plan["memory"] is None and plan["time"] is None
     shown = text.lines(plan)
-    assert shown[shown.index("Memory and time") + 1] == "  not estimated in this version"
+    assert shown[shown.index("Memory") + 1] == "  not looked at: no such layers"
+    assert shown[shown.index("Time") + 1] == "  not looked at: no such card"
 
 
 def test_values_of_the_recipe_are_shown_with_their_origin() -> None:
@@ -646,7 +648,7 @@ def test_shipped_recipe_is_planned_as_text_and_as_json(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert max(map(len, result.stdout.splitlines())) <= 100
     titles = ["Recipe", "Rows", "Tokens a row", "Trained tokens", "Batches", "Steps", "Parameters", "Disk", "Access",
-              "Proofs", "Quality", "Memory and time"]  # fmt: skip
+              "Proofs", "Quality", "Memory", "Time"]  # fmt: skip
     assert [line for line in result.stdout.splitlines() if line in titles] == titles
     assert "8 steps" in result.stdout and "7,168 (5.50 %)" in result.stdout
     assert "proving rows" in result.stderr and "proving rows" not in result.stdout

@@ -29,6 +29,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from recipe_kit import data, modeling, training, wiring
 from recipe_kit.proofs import Verdict
 from recipe_kit.recipe import load_recipe
+from recipe_kit.trainer import Trainer
 from recipe_kit.wiring.setup import KEPT_OPTIONS
 
 pytestmark = pytest.mark.slow  # each builds several small trainers: about a second
@@ -88,7 +89,7 @@ def test_shipped_recipes_are_wired_right(name: str) -> None:
     rows = rows.select(range(min(64, len(rows))))
     config = transformers.AutoConfig.from_pretrained(modeling.local_folder(recipe.model.id))
     arguments = training.training_arguments(recipe, "float32")
-    verdicts = wiring.check(arguments, rows, tokenizer, config, trainer_class=training._Trainer)
+    verdicts = wiring.check(arguments, rows, tokenizer, config, trainer_class=Trainer)
     assert [verdict.ok for verdict in verdicts] == [True, True, True]
     packed = " packed rows: logits within" in verdicts[1].detail
     assert packed == bool(recipe.training.get("packing"))

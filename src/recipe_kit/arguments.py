@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,30 +14,40 @@ from recipe_kit import modeling, run_dir
 from recipe_kit.errors import RecipeError
 from recipe_kit.recipe import Recipe
 
+_LOADER = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 2}
+# What `auto` stands for until rows and model are known, and `speed.choose` can decide: what needs least memory.
+_UNTIL_CHOSEN = {"per_device_train_batch_size": 1, "gradient_checkpointing": True, "optim": "adamw_torch"}
 
-def training_arguments(recipe: Recipe, precision: str) -> trl.SFTConfig:
+
+def training_arguments(recipe: Recipe, precision: str, chosen: Mapping[str, Any] | None = None) -> trl.SFTConfig:
     """TRL's configuration of the recipe's `training` section, with what the kit decides. Raises RecipeError.
 
-    The output folder is set when there is one.
+    `chosen` are options that take the place of the recipe's (`speed.choose.Choice.training`). The output folder is set
+    when there is one.
     """
+    on_cpu = modeling.uses_cpu(recipe)
     values: dict[str, Any] = {
         "report_to": ["tensorboard"],
         "save_total_limit": 2,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # a loss that is not a number is logged as what it is, not as 0
+        # Batches are made while the GPU computes, and not between its steps.
+        **({} if on_cpu or recipe.data.streaming else _LOADER),
         **recipe.training,
+        **{key: least for key, least in _UNTIL_CHOSEN.items() if recipe.training.get(key) == "auto"},
+        **(chosen or {}),
         "max_length": recipe.data.max_length,
         "output_dir": run_dir.CHECKPOINTS,
-        "use_cpu": modeling.uses_cpu(recipe),
+        "use_cpu": on_cpu,
         "disable_tqdm": True,
         "ddp_find_unused_parameters": False,
         "trust_remote_code": recipe.model.trust_remote_code,
     }
-    has_bfloat16 = modeling.uses_cpu(recipe) or torch.cuda.is_bf16_supported(including_emulation=False)
+    has_bfloat16 = on_cpu or torch.cuda.is_bf16_supported(including_emulation=False)
     values["fp16"] = bool(values.get("fp16", precision == "float16")) or (
         bool(values.get("bf16")) and not has_bfloat16
     )
-    values["fp16"] = values["fp16"] and not modeling.uses_cpu(recipe)
+    values["fp16"] = values["fp16"] and not on_cpu
     values["bf16"] = bool(values.get("bf16", precision == "bfloat16")) and not values["fp16"]
     try:
         arguments = trl.SFTConfig(**values)
@@ -44,6 +56,15 @@ def training_arguments(recipe: Recipe, precision: str) -> trl.SFTConfig:
     if recipe.data.streaming and arguments.max_steps <= 0:
         raise RecipeError("data.streaming: an epoch of a stream has no known length; set training.max_steps")
     return arguments
+
+
+def for_trainer(arguments: trl.SFTConfig) -> trl.SFTConfig:
+    """The arguments as SFTTrainer takes them: it refuses a length for rows joined without packing. Ours are cut."""
+    if not arguments.padding_free or arguments.packing:
+        return arguments
+    changed = copy.copy(arguments)
+    changed.max_length = None
+    return changed
 
 
 def check_method(recipe: Recipe) -> None:

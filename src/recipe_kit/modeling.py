@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
+import recipe_kit.varlen  # noqa: F401, registers its attention with transformers
 from recipe_kit.errors import ModelError
 from recipe_kit.local_models import local_folder
 from recipe_kit.recipe import ModelSection, Recipe
@@ -126,18 +127,27 @@ def uses_cpu(recipe: Recipe) -> bool:
 
 
 def load_model(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, precision: str, *, quantize: bool | None = None
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    precision: str,
+    *,
+    quantize: bool | None = None,
+    attention: str | None = None,
 ) -> PreTrainedModel:
     """The base model on this process's device: in 4 bits for QLoRA, else in the precision that `model_dtype` gives.
 
-    Raises ModelError, also when the tokenizer has more tokens than the model has embeddings.
+    `attention` takes the place of the recipe's; `auto` leaves it to transformers. Raises ModelError, also when the
+    tokenizer has more tokens than the model has embeddings.
     """
     quantize = recipe.method == "qlora" if quantize is None else quantize
     if quantize:
         check_quantization(recipe)
     options: dict[str, Any] = {"dtype": model_dtype(recipe, precision)}
-    if recipe.model.attention != "auto":
-        options["attn_implementation"] = recipe.model.attention
+    attention = attention or recipe.model.attention
+    if attention != "auto":
+        options["attn_implementation"] = attention
+    if recipe.model.kernels == "hub":
+        options["use_kernels"] = True
     if quantize:
         options["quantization_config"] = quantization_config(recipe, precision)
     if quantize or not uses_cpu(recipe):

@@ -86,6 +86,7 @@ class RunInfo(TypedDict):
     data: dict[str, Any]  # per split: sources, counts, content_sha256; and the formatter with its source's hash
     proofs: NotRequired[list[dict[str, Any]]]  # name, ok, detail, remedy, fatal of each proof
     training: NotRequired[dict[str, Any]]  # steps, epochs, effective_batch_size, losses, tokens, seconds, memory
+    speed: NotRequired[dict[str, Any]]  # how steps are computed; `parts` of each batch, where memory ran out
     merge: NotRequired[dict[str, Any]]  # what `merged/` was made of, and its parity with the adapter model
     card_sha256: NotRequired[str]  # of the model card that the kit wrote last; another one was changed by hand
     published: NotRequired[list[dict[str, Any]]]  # one entry a push: repository, commit, files, oldest first

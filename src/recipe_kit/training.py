@@ -13,27 +13,33 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # SFTTrainer pings when it is built
+# Packed batches are of many sizes, and fixed segments would leave a fifth of a full card in gaps (seen on an H100).
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 import datasets
 import huggingface_hub
 import torch
 import trl
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from recipe_kit import data, evaluation, modeling, proofs, provenance, run_dir, wiring
 from recipe_kit.arguments import check_method, training_arguments
-from recipe_kit.errors import ModelError, RecipeKitError, RunError
+from recipe_kit.data.lengths import row_lengths
+from recipe_kit.errors import RecipeKitError, RunError
+from recipe_kit.out_of_memory import Watch, explained
 from recipe_kit.progress import ProgressLog, peak_memory_bytes
 from recipe_kit.recipe import Recipe, dump_recipe, recipe_digest
 from recipe_kit.run_dir import RunInfo
+from recipe_kit.speed.card import Card, card
+from recipe_kit.speed.choose import Choice, choose
+from recipe_kit.trainer import Trainer, make_trainer
 
 Report = Callable[[str], None]
 WIRING_ROWS = 64  # rows that the trainer's own loader is watched with
@@ -84,20 +90,29 @@ def train(
     splits = data.prepare(recipe.data, tokenizer, report=report)
     for split in splits.values():
         report(_counts_line(split))
-    proved = prove(recipe, arguments, tokenizer, splits, report=report)
+    choice = _choose(recipe, precision, arguments, splits, state)
+    arguments = training_arguments(recipe, precision, choice.training)
+    for note in choice.notes:
+        report(note)
+    notes += choice.notes
+    proved = prove(recipe, arguments, tokenizer, splits, attention=choice.attention, report=report)
 
     run = continued or _shared_run(state, runs_dir, recipe.name)
     info = provenance.run_info(recipe, splits, tokenizer, command, state.num_processes, notes)
     info["proofs"] = proved
+    info["speed"] = _speed(arguments, choice)
     info["process"] = run_dir.process()
     on_info(info)
     if state.is_main_process:
         run_dir.write_text(run / run_dir.RECIPE, dump_recipe(recipe))
         run_dir.write_json(run / run_dir.RUN, info)
     report(f"run folder {run}")
-    job = _Job(run, recipe, arguments, tokenizer, splits, precision, info, report, Counter())
+    job = _Job(run, recipe, arguments, tokenizer, splits, precision, choice, info, report, Counter())
+    estimated = choice.estimate.peak if choice.estimate else None
+    job.memory = Watch(recipe, arguments, estimated_peak_bytes=estimated, note=job.note)
     try:
-        _run(job, state, resumed=continued is not None)
+        with explained(job.memory):
+            _run(job, state, resumed=continued is not None)
     except BaseException as error:
         if info["status"] == "finished":
             raise
@@ -116,6 +131,7 @@ def prove(
     tokenizer: PreTrainedTokenizerBase,
     splits: dict[str, data.Split],
     *,
+    attention: str = "auto",
     report: Report = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Every proof that can be made before the model is loaded, as recorded in `run.json`; called by every rank.
@@ -126,11 +142,40 @@ def prove(
     train = splits["train"]
     verdicts = proofs.check(recipe, splits, tokenizer, vocab_size=config.get_text_config().vocab_size)
     sample = train.rows.select(proofs.spread(len(train.rows), WIRING_ROWS))
-    wired = wiring.check(
-        arguments, sample, tokenizer, config, attention=recipe.model.attention, trainer_class=_Trainer
-    )
+    wired = wiring.check(arguments, sample, tokenizer, config, attention=attention, trainer_class=Trainer)
     agreed = wiring.processes_agree(_digest(train, sample))
     return proofs.require([*verdicts, *proofs.with_fatality([*wired, agreed], recipe)], report)
+
+
+def _choose(
+    recipe: Recipe, precision: str, arguments: trl.SFTConfig, splits: dict[str, data.Split], state: PartialState
+) -> Choice:
+    """What the recipe leaves open, decided alike on every rank: for the smallest card there is."""
+    here = None if modeling.uses_cpu(recipe) else card()
+    if here is not None and state.num_processes > 1:
+        cards: list[Card] = gather_object([here])
+        here = min(cards, key=lambda one: one.memory_bytes)
+    train = splits["train"]
+    share = train.counts.trained_tokens / max(train.counts.tokens, 1)
+    config = modeling.load_config(recipe.model)
+    lengths = row_lengths(train.rows)
+    return choose(recipe, config, precision, arguments, lengths, share, here, processes=state.num_processes)
+
+
+def _speed(arguments: trl.SFTConfig, choice: Choice) -> dict[str, Any]:
+    """What `run.json` says of how the steps are computed."""
+    keys = (
+        *("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "packing"),
+        *("padding_free", "train_sampling_strategy"),
+    )
+    return {
+        "attention": choice.attention,
+        "kernels": choice.kernels,
+        "together": choice.together,
+        **{key: getattr(arguments, key) for key in keys},
+        "optim": str(getattr(arguments.optim, "value", arguments.optim)),
+        "estimated_peak_bytes": choice.estimate.peak if choice.estimate else None,
+    }
 
 
 def _digest(train: data.Split, sample: datasets.Dataset) -> str:
@@ -149,9 +194,16 @@ class _Job:
     tokenizer: PreTrainedTokenizerBase
     splits: dict[str, data.Split]
     precision: str
+    choice: Choice
     info: RunInfo
     report: Report
     streamed: Counter[str]  # rows of a stream, as they come by
+    memory: Watch = field(default_factory=Watch)
+
+    def note(self, text: str) -> None:
+        """Say it to the person, and in `run.json`."""
+        self.info["notes"].append(text)
+        self.report(text)
 
     @property
     def train_rows(self) -> datasets.Dataset | datasets.IterableDataset:
@@ -206,6 +258,8 @@ def _run(job: _Job, state: PartialState, *, resumed: bool) -> None:
         "peak_memory_bytes": peak_memory_bytes(),
         "resumed_at_step": progress.first_step if resumed else None,
     }
+    if job.memory.parts > 1:
+        info["speed"]["parts"] = job.memory.parts
     if recipe.data.streaming:
         info["training"]["streamed_rows"] = dict(job.streamed)
     report(f"saving to {job.weights}")
@@ -238,41 +292,15 @@ def _prove_isolation(trainer: trl.SFTTrainer, job: _Job) -> None:
     job.info["proofs"] = [recorded if p["name"] == verdict.name else p for p in job.info["proofs"]]
 
 
-def _trainer(job: _Job) -> trl.SFTTrainer:
-    recipe, tokenizer, splits = job.recipe, job.tokenizer, job.splits
-    model = modeling.load_model(recipe, tokenizer, job.precision)
-    adapter = None
-    if recipe.method != "full":
-        adapter = modeling.lora_config(recipe)
-        modeling.check_targets(model, adapter)
-    try:
-        trainer = _Trainer(
-            model=model,
-            args=job.arguments,
-            processing_class=tokenizer,
-            train_dataset=job.train_rows,
-            eval_dataset=splits["eval"].rows if "eval" in splits else None,
-            peft_config=adapter,
-        )
-    except ValueError as error:  # PEFT and TRL refuse combinations here, in their own words
-        raise ModelError(f"{recipe.method}: {str(error).splitlines()[0]}") from error
-    if job.precision != "bfloat16":
-        # TRL makes the adapters of a 4-bit model bfloat16. Float16 training scales its gradients and wants float32
-        # parameters; in float32 PEFT loads them as float32 again and gives other logits than the trained model.
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
+def _trainer(job: _Job) -> Trainer:
+    model = modeling.load_model(job.recipe, job.tokenizer, job.precision, attention=job.choice.attention)
+    eval_rows = job.splits["eval"].rows if "eval" in job.splits else None
+    trainer = make_trainer(
+        job.recipe, model, job.tokenizer, job.arguments, job.choice, job.precision, job.train_rows, eval_rows
+    )
+    trainer.watch = job.memory
     trainer.add_callback(ProgressLog(job.run / run_dir.LOG))
     return trainer
-
-
-class _Trainer(trl.SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer without its model card, which it writes into every checkpoint with a local path in it."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        return None
 
 
 def _save(trainer: trl.SFTTrainer, job: _Job) -> None:
@@ -295,8 +323,7 @@ def _evaluate(trainer: trl.SFTTrainer, job: _Job) -> BaseException | None:
     if held_out is None or not job.recipe.evaluation.after_training:
         return None
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        job.info["notes"].append("sharded weights are not evaluated in place: run `recipe-kit eval` on this folder")
-        job.report(job.info["notes"][-1])
+        job.note("sharded weights are not evaluated in place: run `recipe-kit eval` on this folder")
         return None
     # Without mixed precision's wrapper, which full weights would keep and their base does not have.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -304,14 +331,14 @@ def _evaluate(trainer: trl.SFTTrainer, job: _Job) -> BaseException | None:
     trainer.accelerator.free_memory()
     train = None if job.recipe.data.streaming else job.splits["train"]
     try:
-        evaluation.measure(
-            job.run, job.recipe, job.tokenizer, model, held_out, job.precision, train=train, report=job.report
-        )
+        with explained(replace(job.memory, phase="evaluation", arguments=None, step=0)):
+            evaluation.measure(
+                job.run, job.recipe, job.tokenizer, model, held_out, job.precision, train=train, report=job.report
+            )
     except (Exception, KeyboardInterrupt) as error:  # what was trained is saved, and not lost by this
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        job.info["notes"].append(f"not evaluated ({reason}); run `recipe-kit eval` on this folder")
-        job.report(job.info["notes"][-1])
-        known = isinstance(error, RecipeKitError | torch.cuda.OutOfMemoryError | KeyboardInterrupt)
+        job.note(f"not evaluated ({reason}); run `recipe-kit eval` on this folder")
+        known = isinstance(error, RecipeKitError | KeyboardInterrupt)
         return None if known else error
     return None
 

@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from recipe_kit import data, modeling
 from recipe_kit.arguments import check_method, training_arguments
-from recipe_kit.errors import RecipeKitError
-from recipe_kit.plan import access, disk, rows, sizes, steps
+from recipe_kit.errors import ModelError, RecipeKitError
+from recipe_kit.plan import access, disk, memory, rows, sizes, steps
+from recipe_kit.plan import time as timing
 from recipe_kit.plan.judge import problems as problems
 from recipe_kit.plan.shape import SCHEMA_VERSION, DiskPart, Plan, ProofsPart, QualityPart, RecipePart, Value
 from recipe_kit.plan.stages import Report, Stages, silent
 from recipe_kit.plan.text import lines as lines
 from recipe_kit.provenance import without_tokens
 from recipe_kit.recipe import Origin, Recipe, Resolved, flatten, recipe_digest
+from recipe_kit.speed.card import Card
+from recipe_kit.speed.choose import choose
+from recipe_kit.speed.memory import unsupported
+from recipe_kit.speed.throughput import Calibration
 
 if TYPE_CHECKING:
     import trl
@@ -38,14 +43,20 @@ def build(
     processes: int | None = None,
     sample: int | None = None,
     quality: bool = True,
+    card: str | None = None,
+    price_per_hour: float | None = None,
+    calibrate: bool = False,
     report: Report = silent,
 ) -> Plan:
     """Look at everything a training of this recipe would meet. Writes nothing but the cache of prepared rows.
 
     `processes` counts when it is given, else `launch.num_processes`. `sample` limits the proofs about rows and the
-    search for near duplicates to so many rows of each split. `report` receives remarks for a person. Whatever is
-    wrong stands in the plan: no RecipeKitError is raised.
+    search for near duplicates to so many rows of each split. Memory and time are told for the `card` of this name or
+    size, or for this machine's; `calibrate` runs a few steps here, with random weights. `price_per_hour` is that of
+    the whole machine. `report` receives remarks for a person. Whatever is wrong stands in the plan: a RecipeKitError
+    is raised for a wrong `card` alone.
     """
+    judged = memory.find_card(card)
     recipe, stages = resolved.recipe, Stages(report)
     plan = _empty(resolved)
     processes = processes or recipe.launch.num_processes or 1
@@ -64,6 +75,14 @@ def build(
     tokens = len(tokenizer) if tokenizer is not None else 0
     weights = stages.run("parameters", lambda c: sizes.count(recipe, c, precision, tokens), {"config": config})
 
+    target = memory.precision_on(recipe, judged, precision)
+    chosen = None
+    if splits is not None and config is not None and arguments is not None:
+        chosen = stages.run(
+            "choice", lambda: _choose(recipe, config, target, arguments, splits, judged, processes, named=bool(card))
+        )
+    if chosen is not None:
+        arguments, plan["notes"] = chosen.arguments, plan["notes"] + chosen.choice.notes
     _look_at_rows(plan, recipe, stages, splits, arguments, processes)
     if weights:
         plan["parameters"] = weights.part
@@ -71,7 +90,14 @@ def build(
     plan["disk"] = stages.run(
         "disk", lambda w, a, t: _disk(recipe, w, a, t, plan, hub.model_files, Path(runs_dir)), needed
     )
-    plan["proofs"] = _proofs(recipe, stages, splits, tokenizer, arguments, config, sample, processes)
+    tried = None
+    if calibrate and chosen is not None and config is not None and splits is not None:
+        tried = stages.run(
+            "calibration", lambda: _calibrate(recipe, config, precision, chosen, tokenizer, splits, report)
+        )
+    _memory_and_time(plan, recipe, stages, splits, config, target, chosen, judged, tried, price_per_hour)
+    attention = chosen.choice.attention if chosen is not None else recipe.model.attention
+    plan["proofs"] = _proofs(recipe, stages, splits, tokenizer, arguments, config, sample, processes, attention)
     if quality:
         plan["quality"] = stages.run("quality", lambda splits: _quality(splits, sample, report), {"rows": splits})
     _check_method(recipe, plan, stages)
@@ -174,6 +200,87 @@ def _disk(
     return disk.parts(runs_dir, run, disk.download_uses(recipe, weights.part["base"], model_files))
 
 
+def _choose(
+    recipe: Recipe,
+    config: PretrainedConfig,
+    precision: str,
+    arguments: trl.SFTConfig,
+    splits: dict[str, Split],
+    card: Card | None,
+    processes: int,
+    *,
+    named: bool,
+) -> memory.Settings:
+    """What the recipe leaves open, as training on this card would decide it."""
+    train, card = splits["train"], None if recipe.training.get("use_cpu") else card
+    share = train.counts.trained_tokens / max(train.counts.tokens, 1)
+    lengths = rows.row_lengths(train.rows)
+    choice = choose(
+        recipe, config, precision, arguments, lengths, share, card, processes=processes, planned=named
+    )  # fmt: skip
+    return memory.Settings(choice, training_arguments(recipe, precision, choice.training))
+
+
+def _memory_and_time(
+    plan: Plan,
+    recipe: Recipe,
+    stages: Stages,
+    splits: dict[str, Split] | None,
+    config: PretrainedConfig | None,
+    precision: str,
+    chosen: memory.Settings | None,
+    card: Card | None,
+    tried: Calibration | None,
+    price_per_hour: float | None,
+) -> None:
+    """Fill in what a GPU needs and how long it takes; and where that is not told, why."""
+    on_cpu = bool(recipe.training.get("use_cpu"))
+    batches, steps_part = plan["batches"], plan["steps"]
+    reason = "the recipe trains on a CPU" if on_cpu else unsupported(recipe, config) if config is not None else None
+    if splits is None or config is None or chosen is None or not batches or not steps_part:
+        reason = reason or stages.not_looked_at.get("rows", "rows, config or training section are missing")
+        stages.leave_out("memory", reason)
+        stages.leave_out("time", reason)
+        return
+    no_card = "no GPU here; name one with --card NAME, or its size with --card 15GB"
+    if reason or card is None:
+        stages.leave_out("memory", reason or no_card)
+    else:
+        counts, lengths = splits["train"].counts, rows.row_lengths(splits["train"].rows)
+        share = counts.trained_tokens / max(counts.tokens, 1)
+        plan["memory"] = stages.run(
+            "memory",
+            lambda: memory.part(recipe, config, precision, lengths, share, chosen, card, steps_part["processes"]),
+        )
+        if tried and plan["memory"]:
+            plan["memory"]["calibrated_peak_bytes"] = tried.peak_memory_bytes
+    if tried is None and (on_cpu or card is None):
+        stages.leave_out("time", "the recipe trains on a CPU" if on_cpu else no_card)
+        return
+    plan["time"] = stages.run(
+        "time",
+        lambda: timing.part(recipe, config, precision, chosen, batches, steps_part, card, tried, price_per_hour),
+    )
+    if plan["time"] is None:
+        stages.leave_out("time", f"the speed of {card.name if card else 'this machine'} is not known")
+
+
+def _calibrate(
+    recipe: Recipe,
+    config: PretrainedConfig,
+    precision: str,
+    chosen: memory.Settings,
+    tokenizer: PreTrainedTokenizerBase | None,
+    splits: dict[str, Split],
+    report: Report,
+) -> Calibration:
+    if not _trains_here(recipe):
+        raise ModelError("--calibrate: there is no GPU here to try it on; leave it out, or name a card with --card")
+    assert tokenizer is not None  # there are rows
+    report("trying a few steps with random weights")
+    return timing.calibrate(recipe, config, precision, chosen, tokenizer, splits["train"].rows)
+
+
 def _proofs(
     recipe: Recipe,
     stages: Stages,
@@ -183,6 +290,7 @@ def _proofs(
     config: PretrainedConfig | None,
     sample: int | None,
     processes: int,
+    attention: str,
 ) -> ProofsPart | None:
     """Every proof's verdict: those about rows, then those about the trainer, on a model in miniature."""
     if splits is None or tokenizer is None:
@@ -201,7 +309,7 @@ def _proofs(
     some = train.rows.select(proofs.spread(len(train.rows), _WIRING_ROWS))
     wired = stages.run(
         "trainer",
-        lambda a, c: wiring.check(a, some, tokenizer, c, attention=recipe.model.attention),
+        lambda a, c: wiring.check(a, some, tokenizer, c, attention=attention),
         {"training section": arguments, "config": config},
     )
     agreed = wiring.processes_agree(train.content_sha256)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recipe_kit.plan.shape import DiskPart, Plan, VerdictPart
+from recipe_kit.plan.shape import DiskPart, MemoryPart, Plan, VerdictPart
 
 
 def problems(plan: Plan) -> list[str]:
@@ -17,6 +17,8 @@ def problems(plan: Plan) -> list[str]:
             "training.dataloader_drop_last leaves no full batch, so nothing would be trained; "
             "set it to false, or lower training.per_device_train_batch_size"
         )
+    if plan["memory"] and plan["memory"]["hopeless"]:
+        found.append(does_not_fit(plan["memory"]))
     for proof in failed_proofs(plan):
         remedy = f"; {proof['remedy']}" if proof["remedy"] else ""
         found.append(f"{proof['name']}: {proof['detail']}{remedy}")
@@ -27,6 +29,26 @@ def failed_proofs(plan: Plan) -> list[VerdictPart]:
     """Proofs that would end the run: those that failed and that the recipe does not downgrade."""
     verdicts = plan["proofs"]["verdicts"] if plan["proofs"] else []
     return [verdict for verdict in verdicts if verdict["ok"] is False and verdict["fatal"]]
+
+
+def does_not_fit(part: MemoryPart) -> str:
+    """What is missing, and the lines of the recipe that help."""
+    needed, there = gib(part["needed_bytes"]), gib(part["card_bytes"])
+    told = f"memory: about {needed} are needed and {part['card']} has {there}"
+    change = part["change"]
+    if change is None:
+        return f"{told}; a smaller model or data.max_length is needed"
+    lines = " and ".join(f"`{key}: {_yaml(value)}`" for key, value in change["lines"].items())
+    if change["fits"]:
+        return f"{told}; write {lines}, which needs {gib(change['needed_bytes'])}"
+    return (
+        f"{told}; {lines} would make it {gib(change['needed_bytes'])}, which is not enough: lower data.max_length "
+        "too, or take a smaller model"
+    )
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def gib(size: int) -> str:

@@ -1,37 +1,27 @@
-"""How long the rows are and what share of them is trained, column by column: no list of all rows is ever built."""
+"""How long the rows are and what share of them is trained."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from recipe_kit.data.lengths import Lengths, list_column
+from recipe_kit.data.lengths import row_lengths as row_lengths
 from recipe_kit.plan.shape import Bin, LengthsPart, TrainedPart, TurnPart
 
 if TYPE_CHECKING:
     import datasets
 
-Lengths = npt.NDArray[np.int64]
-
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
-_BATCH = 10_000  # rows whose columns are in memory at a time
-
-
-def row_lengths(rows: datasets.Dataset) -> Lengths:
-    """Tokens of each row, in order."""
-    import pyarrow.compute as pc
-
-    parts = [pc.list_value_length(column).to_numpy() for column in _column(rows, "input_ids")]
-    return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
 
 
 def turn_totals(details: datasets.Dataset) -> tuple[Lengths, Lengths]:
     """Rows that have a first, second, … trained turn, and the trained tokens of those turns."""
     totals = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    for column in _column(details, "turn_lengths"):
+    for column in list_column(details, "turn_lengths"):
         tokens = column.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
         turns = column.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
         first = np.repeat(np.cumsum(turns) - turns, turns)
@@ -79,12 +69,6 @@ def trained_part(tokens: int, trained_tokens: int, turns: tuple[Lengths, Lengths
     ]
     share = trained_tokens / max(tokens, 1)
     return {"tokens": tokens, "trained_tokens": trained_tokens, "share": share, "turns": parts}
-
-
-def _column(rows: datasets.Dataset, name: str) -> Iterator[Any]:
-    """A list column, one Arrow array for every few thousand rows."""
-    for batch in rows.select_columns([name]).with_format("arrow").iter(_BATCH):
-        yield batch[name].combine_chunks()
 
 
 def _added(left: Lengths, right: npt.NDArray[np.int64]) -> Lengths:

@@ -143,6 +143,57 @@ class QualityPart(TypedDict):
     report: Mapping[str, Any]
 
 
+class MemoryChange(TypedDict):
+    """What to write into the recipe, key by key, and what is needed then. `fits` is false where it is not enough."""
+
+    lines: dict[str, Any]
+    peak_bytes: int
+    needed_bytes: int
+    fits: bool
+
+
+class MemoryPart(TypedDict):
+    """Peak GPU memory of one process, estimated from the config; what the largest micro-batch is.
+
+    `peak_bytes` is what `torch.cuda.max_memory_allocated()` would show, with a relative `error`, and `parts` add up to
+    it. `needed_bytes` adds what CUDA takes for itself and gaps between blocks. `paged_bytes` of optimiser states lie
+    on the card only while there is room, and are in no other number.
+    """
+
+    peak_bytes: int
+    phase: str  # of a step: forward, head, backward, end of backward, optimizer
+    error: float
+    parts: dict[str, int]  # weights, adapter, gradients, optimizer, activations, logits, workspace
+    paged_bytes: int
+    needed_bytes: int
+    card: str  # that of this machine, or the one named
+    card_bytes: int
+    fits: bool
+    hopeless: bool  # too large even if the estimate errs by `error`
+    rows: int  # of a micro-batch on one device
+    tokens: int  # padding included
+    trained_tokens: int
+    checkpointing: bool
+    optim: str
+    attention: str
+    fused_layers: bool
+    change: MemoryChange | None  # where it does not fit
+    calibrated_peak_bytes: int | None  # with --calibrate on a GPU
+
+
+class TimePart(TypedDict):
+    """Training steps alone. `source` is `measured`, `scaled` from another card, or `calibrated` on this machine."""
+
+    card: str
+    source: str
+    where: str
+    tokens_per_second: float  # padding left out, all processes together
+    seconds_per_step: float
+    hours: float
+    price_per_hour: float | None
+    cost: float | None
+
+
 class StageError(TypedDict):
     part: str
     message: str
@@ -161,8 +212,8 @@ class Plan(TypedDict):
     access: list[Finding] | None
     proofs: ProofsPart | None
     quality: QualityPart | None
-    memory: None  # not estimated in this version
-    time: None  # not estimated in this version
+    memory: MemoryPart | None  # null: not estimated; `not_looked_at` says why
+    time: TimePart | None
     notes: list[str]
     errors: list[StageError]
     not_looked_at: dict[str, str]  # part -> why

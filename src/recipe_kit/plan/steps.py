@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recipe_kit.plan.rows import Lengths
+from recipe_kit.data.lengths import Lengths
 from recipe_kit.plan.shape import BatchesPart, PackedPart, StepsPart
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def batches_part(lengths: Lengths, arguments: trl.SFTConfig) -> BatchesPart:
     if len(some) < len(lengths):
         instead["rows"] = math.ceil(instead["rows"] * len(lengths) / len(some))
         instead["estimated"] = True
-    padding = 0.0 if arguments.padding_free else padding_share(lengths[_order(lengths, arguments)], arguments)
+    padding = 0.0 if arguments.padding_free else padding_share(lengths[sampling_order(lengths, arguments)], arguments)
     return {"rows": len(lengths), "padding_share": padding, "packed": None, "packed_instead": instead}
 
 
@@ -125,7 +125,7 @@ def _packed_part(packed: Lengths, max_length: int, arguments: trl.SFTConfig) -> 
     return {"strategy": strategy, "rows": len(packed), "filled_share": filled, "estimated": False}
 
 
-def _order(lengths: Lengths, arguments: trl.SFTConfig) -> Lengths:
+def sampling_order(lengths: Lengths, arguments: trl.SFTConfig) -> Lengths:
     """An order in which the trainer's kind of sampler could deal the rows."""
     strategy = str(arguments.train_sampling_strategy)
     if strategy == "group_by_length":

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from recipe_kit.plan.judge import failed_proofs, gib, problems
+from recipe_kit.plan.judge import does_not_fit, failed_proofs, gib, problems
 from recipe_kit.plan.shape import Plan, Value
 
 WIDTH = 100
@@ -43,7 +43,8 @@ def lines(plan: Plan, *, origins: bool = False) -> list[str]:
         "Access": _access(plan),
         "Proofs": _proofs(plan),
         "Quality": _quality(plan),
-        "Memory and time": iter(["not estimated in this version"]),
+        "Memory": _memory(plan),
+        "Time": _time(plan),
         "Notes": iter(_items("-", plan["notes"])),
     }
     found = [f"Plan of {recipe['name']}: {recipe['source']}{profiles}"]
@@ -237,6 +238,49 @@ def _proofs(plan: Plan) -> Iterator[str]:
 def _quality(plan: Plan) -> Iterator[str]:
     for line in plan["quality"]["lines"] if plan["quality"] else ():
         yield from _items("-", [line])
+
+
+def _memory(plan: Plan) -> Iterator[str]:
+    part = plan["memory"]
+    if part is None:
+        yield from _left_out(plan, "memory")
+        return
+    yield (
+        f"{gib(part['peak_bytes'])} at the peak ({part['phase']}), within about {100 * part['error']:.0f} %: "
+        f"{part['tokens']:,} tokens a micro-batch"
+    )
+    shown = [f"{name} {gib(size)}" for name, size in part["parts"].items() if size]
+    yield from _items(" ", [", ".join(shown)])
+    how = "computed twice (gradient checkpointing)" if part["checkpointing"] else "kept"
+    fused = ", fused layers" if part["fused_layers"] else ""
+    yield from _items(" ", [f"activations {how}, {part['optim']}, attention {part['attention']}{fused}"])
+    if part["paged_bytes"]:
+        yield f"{gib(part['paged_bytes'])} more of paged optimiser states, on the card while there is room"
+    if part["calibrated_peak_bytes"]:
+        yield f"measured here with random weights: {gib(part['calibrated_peak_bytes'])}"
+    if part["fits"]:
+        room = f"{gib(part['needed_bytes'])} of {gib(part['card_bytes'])}, CUDA's own share included"
+        yield f"fits on {part['card']}: {room}"
+    else:
+        close = "" if part["hopeless"] else "may not fit: "
+        yield from _items("->", [close + does_not_fit(part).removeprefix("memory: ")])
+
+
+def _time(plan: Plan) -> Iterator[str]:
+    part = plan["time"]
+    if part is None:
+        yield from _left_out(plan, "time")
+        return
+    cost = f", {part['cost']:,.2f} at {part['price_per_hour']:g} an hour" if part["cost"] is not None else ""
+    yield f"{_duration(part['hours'])} of training steps{cost}"
+    speed = f"{part['tokens_per_second']:,.0f} tokens/s, {part['seconds_per_step']:.2g} s a step"
+    yield from _items(speed + ";", [part["where"]])
+
+
+def _duration(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:.1f} hours"
+    return f"{60 * hours:.0f} minutes" if hours >= 1 / 60 else f"{3600 * hours:.0f} seconds"
 
 
 def _left_out(plan: Plan, part: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from recipe_kit.errors import Problem
 from recipe_kit.recipe.hints import expected_one_of, refused, unknown_key
 from recipe_kit.recipe.overlay import Layer, forget
-from recipe_kit.recipe.schema import CLOSED, HELD_OUT_KEYS, PASSED_ON, SOURCE_KEYS, Recipe
+from recipe_kit.recipe.schema import AUTO_TRAINING, CLOSED, HELD_OUT_KEYS, PASSED_ON, SOURCE_KEYS, Recipe
 from recipe_kit.recipe.upstream import Option, options
 from recipe_kit.recipe.yaml_source import Keys, dotted
 
@@ -194,6 +194,8 @@ def _passed_on(data: dict[str, Any]) -> Iterator[Finding]:
                 continue
             elif key not in known:
                 yield Finding(keys, unknown_key(section, key))
+            elif section == "training" and key in AUTO_TRAINING and value == "auto":
+                continue
             elif not known[key].settable:
                 yield Finding(keys, f"{PASSED_ON[section]} works this out by itself; leave it out")
             elif message := _value_problem(value, known[key]):

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from recipe_kit.recipe.hints import REFUSED, passed_on_names
 from recipe_kit.recipe.schema import (
+    AUTO_TRAINING,
     FILE_KEYS,
     PASSED_ON,
     CardSection,
@@ -65,7 +66,11 @@ _PASSED_ON_TEXT = {
     "lora": "Options of `peft.LoraConfig`, under their own names. `null` or nothing with `method: full`.",
     "quantization": "Options of `transformers.BitsAndBytesConfig`, under their own names. Only with `method: qlora`, "
     "which fills in 4-bit NF4 where the recipe says nothing.",
-    "training": "Options of `trl.SFTConfig`, under their own names. `null` takes back what a parent set.",
+    "training": "Options of `trl.SFTConfig`, under their own names. `null` takes back what a parent set. Three also "
+    "take `auto`, which chooses what fits the card: `per_device_train_batch_size` (then `gradient_accumulation_steps` "
+    "is the number of rows a step has on each process, and is cut into the largest batches that fit), "
+    "`gradient_checkpointing` (also where nothing is written: only if memory needs it) and `optim` "
+    "(`adamw_torch_fused`, or `paged_adamw_8bit` if memory needs it). Docs: performance.md.",
 }
 
 
@@ -193,5 +198,8 @@ def _options_schema(section: str, upstream_help: bool) -> dict[str, Any]:
             entry["enum"] = [*option.choices, *([None] if "None" in (option.types or ()) else [])]
         elif option.types is not None:
             entry["type"] = sorted(names[kind] for kind in option.types)
+        if section == "training" and name in AUTO_TRAINING:
+            described = {"description": entry.pop("description")} if "description" in entry else {}
+            entry = {**described, "anyOf": [entry, {"const": "auto"}]} if entry else described
         properties[name] = entry
     return {"type": "object", "properties": properties, "additionalProperties": False}

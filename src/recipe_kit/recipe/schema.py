@@ -25,6 +25,10 @@ from pydantic import (
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Method = Literal["full", "lora", "qlora"]
+Attention = Literal[
+    "auto", "eager", "sdpa", "torch_varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4",
+    "flex_attention",
+]  # fmt: skip
 ProofName = Literal[
     "answers_trained", "end_of_turn_trained", "only_answers_trained", "one_bos", "padding_not_trained",
     "no_forged_turns", "answers_whole", "serving_renders_the_same", "no_overlap", "no_added_tokens",
@@ -33,6 +37,8 @@ ProofName = Literal[
 
 SOURCE_KEYS = ("id", "path", "sample")
 HELD_OUT_KEYS = ("fraction", "rows")
+# Options of TRL for which the kit also takes `auto`: what fits the card is chosen.
+AUTO_TRAINING = ("per_device_train_batch_size", "gradient_checkpointing", "optim")
 PASSED_ON = {"lora": "LoraConfig", "quantization": "BitsAndBytesConfig", "training": "SFTConfig"}
 
 # `lora: null` in an overlay clears what was inherited.
@@ -56,8 +62,17 @@ class ModelSection(_Section):
         "bfloat16",
         description="Type the weights are held in; `auto` is bfloat16. A card without bfloat16 gets float16.",
     )
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = Field(
-        "auto", description="Attention implementation; `auto` leaves the choice to transformers."
+    attention: Attention = Field(
+        "auto",
+        description="Attention implementation. `auto` takes one that does no work between packed rows where card and "
+        "model allow it (FlashAttention if installed, else `torch_varlen`), and leaves the choice to transformers "
+        "elsewhere.",
+    )
+    kernels: Literal["auto", "none", "liger", "hub"] = Field(
+        "auto",
+        description="Faster layers on a GPU. `auto` takes Liger's where the extra `kernels` is installed and knows "
+        "the architecture, and computes linear layers and adapters in place; `hub` loads upstream's kernels from the "
+        "Hub (needs the package kernels); `none` leaves every layer as transformers and PEFT made it.",
     )
     chat_template: str | None = Field(
         None, description="A `.jinja` file, or the template itself; null keeps the tokenizer's own."
@@ -305,6 +320,11 @@ class LaunchSection(_Section):
         None, description="A topology that ships (cpu, single_gpu, multi_gpu) or a file of `accelerate config`."
     )
     num_processes: int | None = Field(None, gt=0, description="Number of processes, one for each GPU.")
+    on_oom: Literal["halve", "stop"] = Field(
+        "halve",
+        description="When a training step runs out of GPU memory: `halve` repeats it with each batch computed in "
+        "twice as many parts, the effective batch unchanged; `stop` ends the run. Several processes always stop.",
+    )
 
 
 class PublishSection(_Section):

@@ -12,6 +12,7 @@ import trl
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 
+from recipe_kit.arguments import for_trainer
 from recipe_kit.labels import IGNORED
 from recipe_kit.wiring.small import VOCABULARY, first_line
 
@@ -75,7 +76,7 @@ def _arguments(arguments: trl.SFTConfig, folder: Path, **changes: Any) -> trl.SF
         "dataloader_pin_memory": False,
     }
     kept = {name: getattr(arguments, name) for name in KEPT_OPTIONS}
-    return trl.SFTConfig(**{**neutral, **kept, **changes})
+    return for_trainer(trl.SFTConfig(**{**neutral, **kept, **changes}))
 
 
 def pairs(rows: Iterable[Mapping[str, Any]]) -> list[Row]:

@@ -1,0 +1,1 @@
+"""What makes a step fast and small, and what is known beforehand about its memory and time."""

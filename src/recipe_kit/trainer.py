@@ -1,0 +1,79 @@
+"""TRL's trainer as a run uses it: with fused layers, linear layers computed together, and nothing that waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import SFTConfig
+
+from recipe_kit import modeling
+from recipe_kit.arguments import for_trainer
+from recipe_kit.errors import ModelError
+from recipe_kit.halving import HalvingTrainer
+from recipe_kit.recipe import Recipe
+from recipe_kit.speed.choose import Choice
+from recipe_kit.speed.layers import fuse_layers
+from recipe_kit.speed.projections import compute_together, stream_in_16_bits
+
+
+class Trainer(HalvingTrainer):
+    """The trainer without TRL's model card, which it writes into every checkpoint with a local path in it."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        # A number that is copied from ordinary memory makes the processor wait for all that the GPU has yet to do.
+        if self.args.world_size > 1 or device.type != "cuda":
+            return super()._get_num_items_in_batch(batch_samples, device)
+        count = super()._get_num_items_in_batch(batch_samples, torch.device("cpu"))
+        return count.pin_memory().to(device, non_blocking=True) if isinstance(count, torch.Tensor) else count
+
+
+def make_trainer(
+    recipe: Recipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: SFTConfig,
+    choice: Choice,
+    precision: str,
+    rows: datasets.Dataset | datasets.IterableDataset,
+    eval_rows: datasets.Dataset | None = None,
+) -> Trainer:
+    """A trainer of prepared rows around a loaded base model, with the recipe's adapter, computing as `choice` says.
+
+    Raises ModelError where PEFT or TRL refuse the combination.
+    """
+    if choice.fused_layers:
+        fuse_layers(model)
+    adapter = None
+    if recipe.method != "full":
+        adapter = modeling.lora_config(recipe)
+        modeling.check_targets(model, adapter)
+    try:
+        trainer = Trainer(
+            model=model,
+            args=for_trainer(arguments),
+            processing_class=tokenizer,
+            train_dataset=rows,
+            eval_dataset=eval_rows,
+            peft_config=adapter,
+        )
+    except ValueError as error:  # PEFT and TRL refuse combinations here, in their own words
+        raise ModelError(f"{recipe.method}: {str(error).splitlines()[0]}") from error
+    if precision != "bfloat16":
+        # TRL makes the adapters of a 4-bit model bfloat16. Float16 training scales its gradients and wants float32
+        # parameters; in float32 PEFT loads them as float32 again and gives other logits than the trained model.
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    if choice.together:
+        compute_together(trainer.model, checkpointing=bool(arguments.gradient_checkpointing))
+        stream_in_16_bits(trainer.model)
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
