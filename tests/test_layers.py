@@ -63,7 +63,7 @@ ALLOWED = {
         *("arguments", "data", "evaluation", "modeling", "out_of_memory", "progress", "proofs"),
         *("provenance", "recipe", "run_dir", "speed", "trainer", "wiring"),
     },
-    "doctor": {"local_models"},
+    "doctor": {"local_models", "speed", "varlen"},
     "report": {"page", "run_dir"},
     "trials": {"recipe", "run_dir"},
     "comparison": {"metrics", "page", "recipe", "run_dir", "trials"},

@@ -37,8 +37,8 @@ data:
   formatter: support
   max_length: 256
 lora: {r: 4, target_modules: [q_proj, v_proj]}
-training: {max_steps: 2, per_device_train_batch_size: 4, learning_rate: 1.0e-2, logging_steps: 1, save_strategy: "no",
-           use_cpu: true, report_to: []}
+training: {max_steps: 2, per_device_train_batch_size: 4, gradient_checkpointing: true, learning_rate: 1.0e-2,
+           logging_steps: 1, save_strategy: "no", use_cpu: true, report_to: []}
 evaluation: {after_training: false, samples: 1, max_new_tokens: 4, batch_size: 2}
 """
 SAID = (

@@ -96,6 +96,16 @@ def test_shipped_recipes_are_wired_right(name: str) -> None:
 
 
 @pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("trainer", [trl.SFTTrainer, Trainer], ids=["TRL's", "ours"])
+def test_varlen_attention_and_the_kits_trainer_are_wired_right(prove: Any, packing: bool, trainer: Any) -> None:
+    """trl #805, #1230: what a run on a capable card uses, on the miniature: sdpa's mask stands in for the kernel."""
+    options = {"packing": True} if packing else {"padding_free": True}
+    found = prove(attention="torch_varlen", trainer=trainer, **options)
+    assert [verdict.ok for verdict in found.values()] == [True, True, True]
+    assert "4 packed rows: logits within" in found["packed_rows_isolated"].detail
+
+
+@pytest.mark.parametrize("packing", [True, False])
 def test_details_name_what_was_counted(prove: Any, packing: bool) -> None:
     found = prove(packing=packing)
     assert found["labels_reach_the_model"].detail.startswith("5 rows, 15 labels: equal in 8 batches, with packing on")
@@ -192,16 +202,17 @@ def test_packing_that_wraps_rows_is_refused_twice(prove: Any) -> None:
 
 
 def test_options_the_trainer_refuses_are_a_failure_in_its_own_words(prove: Any) -> None:
-    verdict = prove(padding_free=True)["labels_reach_the_model"]
+    verdict = prove(loss_type="other")["labels_reach_the_model"]
     assert verdict.ok is False
-    assert "SFTTrainer refuses these options: When `padding_free=True` without packing" in verdict.detail
+    assert "SFTTrainer refuses these options: Invalid `loss_type` other passed" in verdict.detail
 
 
-def test_padding_free_batches_without_packing_are_proved_too(prove: Any) -> None:
-    found = prove(padding_free=True, max_length=None)
+@pytest.mark.parametrize(("max_length", "packing"), [(None, "as it is"), (64, "on and off")])
+def test_padding_free_batches_without_packing_are_proved_too(prove: Any, max_length: int | None, packing: str) -> None:
+    found = prove(padding_free=True, max_length=max_length)
     assert [verdict.ok for verdict in found.values()] == [True, True, True]
     assert "4 packed rows" in found["packed_rows_isolated"].detail
-    assert "with packing as it is" in found["labels_reach_the_model"].detail
+    assert f"with packing {packing}" in found["labels_reach_the_model"].detail
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def recipe_of(
         "report_to": "none",
     }
     fields: dict[str, Any] = {
-        "name": work.name,
+        "name": work.name.replace(".", "_"),
         "model": {"id": str(folder), "dtype": dtype},
         "method": work.method,
         "data": {"train": {"path": str(folder)}, "formatter": "chat", "max_length": work.longest_row},

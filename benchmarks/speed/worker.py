@@ -167,8 +167,8 @@ def measure(trainer: Any, job: Job, notes: dict[str, Any] | None = None) -> dict
     """Train and tell: useful tokens a second over the timed steps, peak memory from the first step on, losses.
 
     The clock runs from a synchronised GPU after the warm-up to a synchronised GPU after the last step. A slow
-    configuration stops once it has been timed for `seconds`, and ends its warm-up after `warmup_seconds`, but never
-    before two steps of each.
+    configuration stops once it has been timed for `seconds`, after two steps at least, and ends its warm-up after
+    `warmup_seconds`, after one.
     """
     import torch
 
@@ -231,7 +231,7 @@ def _clock(job: Job, synchronise: Callable[[], None]) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
             done, now = state.global_step, time.perf_counter()
             if not self.warmup:
-                if done >= job["warmup"] or (done >= 2 and now - self.began > job["warmup_seconds"]):
+                if done >= job["warmup"] or now - self.began > job["warmup_seconds"]:
                     synchronise()
                     self.warmup, self.started = done, time.perf_counter()
                 return

@@ -59,7 +59,10 @@ def training_arguments(recipe: Recipe, precision: str, chosen: Mapping[str, Any]
 
 
 def for_trainer(arguments: trl.SFTConfig) -> trl.SFTConfig:
-    """The arguments as SFTTrainer takes them: it refuses a length for rows joined without packing. Ours are cut."""
+    """The arguments as SFTTrainer takes them.
+
+    It refuses `max_length` for rows joined without packing, and ours are cut to that length when they are prepared.
+    """
     if not arguments.padding_free or arguments.packing:
         return arguments
     changed = copy.copy(arguments)

@@ -67,7 +67,21 @@ def _device() -> list[Finding]:
     findings.append(
         Finding("bfloat16", "ok" if bf16 else "note", "yes" if bf16 else "no: recipes run in float16 on this card")
     )
-    return [*findings, *_four_bit()]
+    return [*findings, _attention(), *_four_bit()]
+
+
+def _attention() -> Finding:
+    """How packed rows are kept apart on this card, whatever the model."""
+    from recipe_kit.speed.choose import FLASH, installed_flash
+    from recipe_kit.varlen import NAME, no_kernel
+
+    reason = no_kernel("cuda")
+    if reason is not None:
+        return Finding("packed rows", "note", f"attention needs a mask between them, and batches are padded: {reason}")
+    import torch
+
+    name = installed_flash(torch.cuda.get_device_capability())
+    return Finding("packed rows", "ok", f"kept apart by {FLASH[name]}" if name else f"kept apart by {NAME}")
 
 
 def _four_bit() -> list[Finding]:

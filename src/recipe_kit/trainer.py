@@ -17,7 +17,7 @@ from recipe_kit.halving import HalvingTrainer
 from recipe_kit.recipe import Recipe
 from recipe_kit.speed.choose import Choice
 from recipe_kit.speed.layers import fuse_layers
-from recipe_kit.speed.projections import compute_together, stream_in_16_bits
+from recipe_kit.speed.projections import compute_together, forget_answers, stream_in_16_bits
 
 
 class Trainer(HalvingTrainer):
@@ -25,6 +25,11 @@ class Trainer(HalvingTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         return None
+
+    def _halve(self) -> None:
+        # Where memory ran out between two layers of a group, an answer is waiting, and with it the whole failed step.
+        forget_answers(self.model)
+        super()._halve()
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         # A number that is copied from ordinary memory makes the processor wait for all that the GPU has yet to do.

@@ -118,15 +118,9 @@ def varlen_attention(
 
 def unsupported(config: PretrainedConfig, device: torch.device | str | None = None) -> str | None:
     """Why packed rows of this model on this device would not go through the kernel, as half a sentence, or None."""
-    if varlen_attn is None:
-        return f"PyTorch {torch.__version__} has no variable-length attention"
-    if device is not None and torch.device(device).type == "cuda":
-        if torch.version.hip:
-            return "the kernel was only looked at on NVIDIA cards"
-        if torch.cuda.get_device_capability(device) < (8, 0):
-            return f"{torch.cuda.get_device_name(device)} is older than Ampere"
-    elif device is not None:
-        return "there is no GPU"
+    reason = no_kernel(device)
+    if reason is not None:
+        return reason
     text = config.get_text_config()
     for key, what in (
         ("attn_logit_softcapping", "its attention caps logits"),
@@ -140,6 +134,21 @@ def unsupported(config: PretrainedConfig, device: torch.device | str | None = No
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if size > _LARGEST_HEAD or size % 8:
         return f"its heads have {size} values, and the kernel takes multiples of 8 up to {_LARGEST_HEAD}"
+    return None
+
+
+def no_kernel(device: torch.device | str | None = None) -> str | None:
+    """Why there is no such kernel on this device, whatever the model, as half a sentence, or None."""
+    if varlen_attn is None:
+        return f"PyTorch {torch.__version__} has no variable-length attention"
+    if device is None:
+        return None
+    if torch.device(device).type != "cuda":
+        return "there is no GPU"
+    if torch.version.hip:
+        return "the kernel was only looked at on NVIDIA cards"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than Ampere"
     return None
 
 

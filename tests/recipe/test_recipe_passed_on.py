@@ -174,3 +174,26 @@ def test_fields_that_cannot_be_given_are_refused(write: Write, monkeypatch: pyte
     assert problems(write(BASE + "training: {derived: 1}\n")) == [
         "base.yaml:7: training.derived: SFTConfig works this out by itself; leave it out"
     ]
+
+
+@pytest.mark.parametrize("key", ["per_device_train_batch_size", "gradient_checkpointing", "optim"])
+def test_auto_is_a_value_where_the_kit_can_choose(write: Write, key: str) -> None:
+    recipe = load_recipe(write(BASE + f"training: {{{key}: auto}}\n"))
+    assert recipe.training[key] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("training: {gradient_checkpointing: automatic}", "training.gradient_checkpointing: expected true or false "
+         "or auto; got 'automatic'"),
+        ("training: {per_device_train_batch_size: automatic}", "training.per_device_train_batch_size: expected a "
+         "whole number or auto; got 'automatic'"),
+        ("training: {gradient_accumulation_steps: auto}", "training.gradient_accumulation_steps: expected a whole "
+         "number; got 'auto'"),
+        ("training: {optim: Auto}", "training.optim: 'Auto' is not among its 42 values; did you mean one of auto?"),
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_auto_is_refused(write: Write, line: str, sentence: str) -> None:
+    (problem,) = problems(write(BASE + line + "\n"))
+    assert problem.startswith("base.yaml:7: " + sentence), problem

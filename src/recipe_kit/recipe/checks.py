@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -194,12 +194,19 @@ def _passed_on(data: dict[str, Any]) -> Iterator[Finding]:
                 continue
             elif key not in known:
                 yield Finding(keys, unknown_key(section, key))
-            elif section == "training" and key in AUTO_TRAINING and value == "auto":
-                continue
             elif not known[key].settable:
                 yield Finding(keys, f"{PASSED_ON[section]} works this out by itself; leave it out")
-            elif message := _value_problem(value, known[key]):
-                yield Finding(keys, message)
+            else:
+                automatic = section == "training" and key in AUTO_TRAINING
+                if message := _value_problem(value, _or_auto(known[key]) if automatic else known[key]):
+                    yield Finding(keys, message)
+
+
+def _or_auto(option: Option) -> Option:
+    """The option with one more value, which the kit takes and the library would not."""
+    if option.choices:
+        return replace(option, choices=(*option.choices, "auto"))
+    return replace(option, types=option.types and option.types | {"auto"})
 
 
 def _value_problem(value: Any, option: Option) -> str:
@@ -215,13 +222,15 @@ def _value_problem(value: Any, option: Option) -> str:
 def _fits(value: Any, types: frozenset[str]) -> bool:
     if value is None:
         return "None" in types
+    if value == "auto" and "auto" in types:
+        return True
     name = type(value).__name__
     return name in types or (name == "int" and "float" in types)
 
 
 def _type_sentence(value: Any, types: frozenset[str]) -> str:
     """What was expected and what was got, with the usual slip named when it is one."""
-    words = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text"}
+    words = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "auto": "auto"}
     wanted = " or ".join(
         word for name, word in words.items() if name in types and not (name == "int" and "float" in types)
     )

@@ -111,14 +111,19 @@ def choose_attention(
     if reason is not None:
         notes.append(f"attention is left to transformers: {reason}")
         return "auto"
-    if not planned:
-        from transformers.utils import import_utils
+    return (None if planned else installed_flash(card.capability)) or varlen.NAME
 
-        for name in FLASH:
-            installed = getattr(import_utils, f"is_flash_attn_{name[-1]}_available", None)
-            if installed is not None and installed() and (name[-1] != "3" or card.capability >= (9, 0)):
-                return name
-    return varlen.NAME
+
+def installed_flash(capability: tuple[int, int]) -> str | None:
+    """The newest FlashAttention that is installed and made for cards of this capability, by transformers' name."""
+    from transformers.utils import import_utils
+
+    for name in FLASH:
+        installed = getattr(import_utils, f"is_flash_attn_{name[-1]}_available", None)
+        made_for = (9, 0) if name[-1] in "34" else (8, 0)
+        if installed is not None and installed() and capability >= made_for:
+            return name
+    return None
 
 
 def _kernels(
@@ -154,8 +159,8 @@ def _rows(
     if card is None:
         return {}
     if not arguments.packing:
-        joined = attention in KEEP_APART and attention != "flex_attention" and not arguments.padding_free
-        return {"padding_free": True} if joined else {}
+        joined = attention in KEEP_APART and attention != "flex_attention"
+        return {"padding_free": True} if joined and "padding_free" not in recipe.training else {}
     if attention in KEEP_APART or recipe.model.attention != "auto" or not len(lengths) or recipe.data.streaming:
         return {}
     packed, padded = work_of_packing(config, arguments, lengths)
@@ -274,6 +279,8 @@ def _on_a_cpu(open_keys: set[str], accumulation: int) -> dict[str, Any]:
 
 
 def _auto(recipe: Recipe, key: str) -> bool:
+    if key == "gradient_checkpointing" and recipe.training.get("activation_checkpointing") is not None:
+        return False  # its newer name, which wins in transformers
     return recipe.training.get(key, "auto" if key == "gradient_checkpointing" else None) == "auto"
 
 

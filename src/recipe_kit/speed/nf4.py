@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-_VALUES = 4096  # a program of the kernel makes; a multiple of every block size
+_VALUES = 4096  # made by one program of the kernel; a multiple of every block size
 
 
 def is_4bit(layer: Any) -> bool:

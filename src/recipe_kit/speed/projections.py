@@ -99,6 +99,14 @@ def compute_together(model: torch.nn.Module, *, checkpointing: bool) -> int:
     return len(members)
 
 
+def forget_answers(model: torch.nn.Module) -> None:
+    """Drop what a step that failed half-way has computed for layers that it did not reach, and all that it holds."""
+    for module in model.modules():
+        together = getattr(module, "_kit", None)
+        if isinstance(together, _Together):
+            together.answer = None
+
+
 def stream_in_16_bits(model: torch.nn.Module) -> None:
     """Under autocast, pass hidden states from block to block in its type where the embeddings are float32.
 

@@ -1,0 +1,198 @@
+"""The benchmarks of losses and memory: their tables, and that they compare like with like."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path += [str(BENCHMARKS), str(BENCHMARKS / "speed")]
+
+import losses  # noqa: E402
+import memory  # noqa: E402
+import recipes_of  # noqa: E402
+from works import Work  # noqa: E402
+
+GIB = 2**30
+FAST = {"attention": "torch_varlen", "kernels": "liger", "together": True, "padding_free": True}
+PLAIN = {"attention": "sdpa", "kernels": "none", "together": False}
+
+
+def run(configuration: str, seed: int, final: float, held_out: float, **more: Any) -> dict[str, Any]:
+    return {
+        "method": "lora",
+        "configuration": configuration,
+        "seed": seed,
+        "final_loss": final,
+        "held_out": {"loss": held_out, "tokens": 900, "rows": 200},
+        "rows": [[5, 50, 600]],
+        "start": 10.0,
+        "trained_dtypes": ["float32"],
+        "how": PLAIN if configuration == "plain" else FAST,
+        **more,
+    }
+
+
+LOSSES = {
+    "recorded": "2026-01-02",
+    "machine": {"card": "H100"},
+    "versions": {"torch": "2.13.0", "trl": "1.16.0"},
+    "steps": 300,
+    "rows_per_step": 16,
+    "dropout": 0.0,
+    "at_once": 6,
+    "runs": [
+        run("plain", 0, 1.0, 2.0),
+        run("kit", 0, 1.001, 2.0),
+        run("kit, bfloat16 adapters", 0, 1.02, 2.01, trained_dtypes=["bfloat16"]),
+        run("plain", 1, 1.1, 2.2),
+        run("kit", 1, 1.0978, 2.2012),
+        {"method": "lora", "configuration": "kit, bfloat16 adapters", "seed": 1, "failed": "ValueError: a | b"},
+    ],
+}
+
+
+def test_the_table_of_losses_shows_the_seed_with_the_largest_gap() -> None:
+    table = losses.markdown(LOSSES).splitlines()
+    assert table[2:5] == [
+        "| lora | plain | float32 | 1.0500 ± 0.0707 |  | 2.1000 ± 0.1414 |  |  |",
+        "| lora | kit | float32 | 1.0494 ± 0.0684 | -0.20% | 2.1006 ± 0.1423 | +0.05% | yes |",
+        "| lora | kit, bfloat16 adapters | bfloat16 | 1.0200 | +2.00% | 2.0100 | +0.50% | no |",
+    ]
+    assert (
+        '`kit`: `{"attention": "torch_varlen", "kernels": "liger", "padding_free": true, "together": true}`' in table
+    )
+    assert "6 runs at a time, so their times say nothing" in table[6]
+
+
+def test_a_configuration_that_never_ran_is_told_with_its_reason() -> None:
+    result = LOSSES | {"runs": [LOSSES["runs"][0], LOSSES["runs"][5]]}  # type: ignore[index]
+    line = "| lora | kit, bfloat16 adapters | did not run: ValueError: a / b | | | | | |"
+    assert line in losses.markdown(result).splitlines()
+
+
+def test_runs_that_had_other_rows_are_not_compared() -> None:
+    runs = copy.deepcopy(LOSSES["runs"])
+    losses.check_same_rows(runs)  # type: ignore[arg-type]
+    runs[1]["rows"] = [[5, 50, 601]]  # type: ignore[index]
+    with pytest.raises(SystemExit, match="kit had other rows than plain in step 1"):
+        losses.check_same_rows(runs)  # type: ignore[arg-type]
+
+
+def test_runs_that_started_from_other_weights_are_not_compared() -> None:
+    with pytest.raises(SystemExit, match="kit started from other weights than plain"):
+        losses.check_same_rows([run("plain", 0, 1.0, 1.0), run("kit", 0, 1.0, 1.0, start=10.1)])
+
+
+def test_configurations_of_a_method_and_seed_differ_in_nothing_else() -> None:
+    options = losses.read_options(["--recipe", "quickstart", "--only", "lora", "--seeds", "3"])
+    jobs = losses.jobs_of(options, Path("out"))
+    assert [job["configuration"] for job in jobs] == ["plain", "kit", "kit, bfloat16 adapters"]
+    assert len({tuple(job["overrides"]) for job in jobs}) == 1
+    assert "training.seed=3" in jobs[0]["overrides"]
+    assert "lora.lora_dropout=0.0" in jobs[0]["overrides"]
+
+
+CASE: dict[str, Any] = {
+    "name": "lora-llama-3.2-1b",
+    "micro_batch": {"rows": 1, "row_tokens": 8192, "tokens": 8192, "trained_tokens": 2456, "longest": 1024},
+    "estimated_bytes": 11 * GIB,
+    "planned_bytes": 12 * GIB,
+    "needs_bytes": 13 * GIB,
+    "peak_bytes": 10 * GIB,
+    "taken_bytes": int(11.5 * GIB),
+}
+ON_A_CARD: dict[str, Any] = CASE | {
+    "name": "guanaco, 8gb on rtx-3070",
+    "card_case": {"recipe": "guanaco", "profile": "8gb", "card": "rtx-3070", "shape": "llama-2-7b"},
+    "card_bytes": 12 * GIB,
+    "parts": 1,
+    "estimated_paged_bytes": 0,
+    "chosen": {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+        "packing": False,
+        "optim": "paged_adamw_8bit",
+    },
+}
+MEMORY: dict[str, Any] = {"recorded": "2026-01-02", "machine": {"card": "H100"}, "versions": {"torch": "2.13.0"}}
+
+
+def test_the_table_of_estimates_says_the_largest_error() -> None:
+    low = CASE | {"name": "low", "estimated_bytes": int(9.5 * GIB)}
+    table = memory.markdown(MEMORY | {"cases": [CASE, low, {"name": "huge", "failed": "out of memory"}], "cards": []})
+    assert table.splitlines() == [
+        "| configuration | micro-batch | estimated | measured | error | planned | card needs | taken of the card |",
+        "|---|---|---|---|---|---|---|---|",
+        "| lora-llama-3.2-1b | 8,192 tokens, 2,456 trained | 11.00 | 10.00 | +10.0% | 12.00 | 13.00 | 11.50 |",
+        "| low | 8,192 tokens, 2,456 trained | 9.50 | 10.00 | -5.0% | 12.00 | 13.00 | 11.50 |",
+        "| huge | did not run: out of memory | | | | | | |",
+        "",
+        "GiB. Largest error +10.0% of 2 configurations: not within 8%.",
+        "",
+        "H100; torch 2.13.0; 2026-01-02",
+    ]
+
+
+def test_the_table_of_cards_says_what_was_chosen_and_whether_it_fits() -> None:
+    table = memory.markdown(MEMORY | {"cases": [], "cards": [ON_A_CARD]})
+    line = (
+        "| guanaco, 8gb on rtx-3070 | Llama-2-7B | 12.00 | 2 rows × 2 | yes | paged_adamw_8bit | 12.00 | 10.00 "
+        "| 11.50 | yes |"
+    )
+    assert table.splitlines()[2] == line
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "yes"),
+        ({"parts": 2}, "in 2 parts"),
+        ({"taken_bytes": 13 * GIB}, "no"),
+        ({"taken_bytes": 13 * GIB, "estimated_paged_bytes": 2 * GIB}, "yes"),
+    ],
+)
+def test_a_recipe_fits_where_nothing_was_cut_and_all_it_took_is_there(changes: dict[str, Any], said: str) -> None:
+    assert memory.fits(ON_A_CARD | changes) == said
+
+
+def test_every_method_and_size_is_measured_with_and_without_checkpointing() -> None:
+    cases = memory.cases()
+    names = [case.work.name for case in cases]
+    assert len(set(names)) == len(cases) == 22
+    pairs = [name for name in names if f"{name}-checkpointing" in names]
+    assert len(pairs) == 9
+    for case in cases:
+        made = sum(case.work.lengths(memory.STEPS * case.accumulation))
+        assert made >= memory.STEPS * case.accumulation * case.tokens  # no row is needed twice
+        assert recipes_of.recipe_of(case.work).method == case.work.method
+
+
+def test_sizes_of_micro_batches_are_those_the_estimate_asks_for() -> None:
+    import torch
+
+    ids = torch.ones(1, 6, dtype=torch.int64)
+    labels = torch.tensor([[7, -100, 7, -100, 7, 7]])
+    packed = {"input_ids": ids, "labels": labels, "position_ids": torch.tensor([[0, 1, 0, 1, 2, 3]])}
+    assert memory.sizes_of(packed) == (1, 6, 6, 3, 4)  # the first label predicts nothing
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+    padded = {"input_ids": ids.expand(2, 6)[:, :5], "labels": mask * 7, "attention_mask": mask}
+    assert memory.sizes_of(padded)[:3] == (2, 5, 10)
+    assert memory.sizes_of(padded)[4] == 4
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_a_work_becomes_the_recipe_that_trains_it(method: str) -> None:
+    work = Work("a-work", "tiny", method, rows_per_step=36, rank=4, alpha=8, checkpointing=True)
+    recipe = recipes_of.recipe_of(work, steps=5)
+    assert recipe.method == method
+    assert recipe.lora.get("r") == (None if method == "full" else 4)
+    assert recipe.model.dtype == ("float32" if method == "full" else "bfloat16")
+    assert recipe.training["gradient_accumulation_steps"] == 8  # packs of 1024 with the tokens of 36 rows
+    assert recipe.training["gradient_checkpointing"] is True
+    assert recipes_of.recipe_of(work, rows=12, packing=False).training["gradient_accumulation_steps"] == 3
