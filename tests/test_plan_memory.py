@@ -180,7 +180,7 @@ def adapted(**lora: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("method", "tokens", "measured"), [("lora", 32_768, 70_018), ("qlora", 16_384, 57_022), ("full", 32_768, 72_729)]
+    ("method", "tokens", "measured"), [("lora", 32_462, 92_161), ("qlora", 32_657, 91_821), ("full", 32_657, 76_349)]
 )
 def test_the_table_gives_back_what_was_measured(method: str, tokens: int, measured: float) -> None:
     recipe = adapted().model_copy(update={"method": method})

@@ -23,9 +23,7 @@ def act(job: worker.Job) -> dict[str, Any]:
     asked = {"checkpointing": work.checkpointing or "auto", "device": job["device"]} | job["settings"]
     recipe = recipes_of.recipe_of(work, steps=job["warmup"] + job["steps"], folder=job["folder"], **asked)
     lengths = [len(ids) for ids in job["dataset"]["input_ids"]]
-    precision, choice, arguments = recipes_of.settle(
-        recipe, recipes_of.config_of(work), lengths, folder=job["folder"]
-    )
+    precision, choice, arguments = recipes_of.settle(recipe, recipes_of.config_of(work), lengths, folder=job["folder"])
     arguments.disable_tqdm = True
     model = worker.random_model(job, attention=recipes_of.attention_of(choice))
     trainer = make_trainer(recipe, model, job["tokenizer"], arguments, choice, precision, job["dataset"])
