@@ -427,6 +427,15 @@ def test_rows_settings_and_machine_are_told(shop: Path) -> None:
     assert recipe_digest(load_recipe(shop / "recipe.yaml")) in section(text, "Reproduce it")
 
 
+def test_what_the_gpu_decided_is_told_and_not_auto(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "training.optim=auto", "training.packing=true")
+    for packing, longest in ((True, "tokens, packed |"), (False, "tokens |")):
+        run = run_of(tmp_path / str(packing), recipe, speed={"optim": "paged_adamw_8bit", "packing": packing})
+        told = section(card.render(run, what="adapter"), "Training")
+        assert "| Optimiser | paged_adamw_8bit |" in told
+        assert longest in told
+
+
 def test_the_recipe_is_whole_and_can_be_trained_again(shop: Path, tmp_path: Path) -> None:
     text = section(card.render(shop, what="adapter", repo_id="acme/shop"), "Reproduce it")
     assert "recipe-kit reproduce acme/shop\n" in text

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 import trl
+from trl import SFTConfig
 
 from recipe_kit import varlen
 from recipe_kit.arguments import for_trainer, training_arguments
@@ -18,7 +19,7 @@ from recipe_kit.recipe import Recipe, load_recipe
 from recipe_kit.speed import choose as choosing
 from recipe_kit.speed import layers
 from recipe_kit.speed.card import CARDS, Card
-from recipe_kit.speed.choose import Choice, choose, choose_attention, largest_batch, work_of_packing
+from recipe_kit.speed.choose import Choice, as_begun, choose, choose_attention, largest_batch, work_of_packing
 from recipe_kit.speed.memory import ERROR, Work, card_needs
 
 LLAMA_32_1B = transformers.LlamaConfig(
@@ -73,9 +74,15 @@ def liger(monkeypatch: pytest.MonkeyPatch) -> None:
         ("rtx-3070", SMALL, "torch_varlen", None),
         ("t4", SMALL, "auto", "attention is left to transformers: T4 is older than Ampere"),
         ("h100", transformers.Gemma2Config(), "auto", "attention is left to transformers: its attention caps logits"),
+        (
+            "h100",
+            transformers.GptOssConfig(),
+            "auto",
+            "attention is left to transformers: transformers has no interchangeable attention for gpt_oss models",
+        ),
         (None, SMALL, "auto", None),
     ],
-    ids=["h100", "rtx-3070", "t4", "softcaps", "cpu"],
+    ids=["h100", "rtx-3070", "t4", "softcaps", "sinks", "cpu"],
 )  # fmt: skip
 def test_attention_is_chosen_by_card_and_model(
     tmp_path: Path, card: str | None, config: Any, attention: str, note: str | None
@@ -110,6 +117,33 @@ def test_flash_attention_is_taken_where_it_is_installed(
     assert planned == ("auto" if card == "t4" else "torch_varlen")  # of another machine nothing is known
 
 
+def test_a_run_in_32_bits_does_not_ask_for_a_kernel_of_16(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, ", bf16: false", model=", dtype: float32")
+    found = chosen(recipe, "h100", precision="float32")
+    assert (found.attention, "padding_free" in found.training) == ("auto", False)
+    assert "attention is left to transformers: the kernel computes in 16 bits, and this run does not" in found.notes
+    mixed = chosen(recipe_of(tmp_path, ", bf16: true", model=", dtype: float32"), "h100", precision="float32")
+    assert (mixed.attention, mixed.training["padding_free"]) == ("torch_varlen", True)
+
+
+@pytest.mark.parametrize("card", ["h100", "t4", None])
+def test_torch_varlen_is_refused_for_a_model_that_it_would_change(tmp_path: Path, card: str | None) -> None:
+    """What the kernel cannot do goes to sdpa, and that leaves gpt-oss's sinks out without a word."""
+    recipe = recipe_of(tmp_path, model=", attention: torch_varlen")
+    with pytest.raises(RecipeError) as refused:
+        chosen(recipe, card, transformers.GptOssConfig())
+    assert str(refused.value) == (
+        "model.attention: torch_varlen cannot be used, transformers has no interchangeable attention for gpt_oss "
+        "models; set it to auto"
+    )
+
+
+def test_rows_are_not_joined_for_a_kernel_that_the_card_has_not(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, model=", attention: torch_varlen")
+    assert chosen(recipe, "h100").training["padding_free"] is True
+    assert "padding_free" not in chosen(recipe, "t4").training  # sdpa would mask all tokens by all tokens
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_attention_that_is_written_is_left_as_it_is(tmp_path: Path, attention: str) -> None:
     packed = recipe_of(tmp_path, ", packing: true", model=f", attention: {attention}")
@@ -117,6 +151,33 @@ def test_attention_that_is_written_is_left_as_it_is(tmp_path: Path, attention: s
         found = chosen(packed, card)
         assert found.attention == attention
         assert "packing" not in found.training and "padding_free" not in found.training
+
+
+# --- a run that is continued on another card
+
+
+def test_a_run_that_is_continued_keeps_its_rows_and_its_optimiser(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, ", packing: true, optim: auto" + AUTO, max_length=2048)
+    begun = chosen(recipe, "t4")
+    assert begun.training["packing"] is False
+    speed = {"packing": False, "train_sampling_strategy": "group_by_length", "optim": "paged_adamw_8bit",
+             "per_device_train_batch_size": 32, "gradient_accumulation_steps": 16}  # fmt: skip
+    here = chosen(recipe, "h100")
+    assert "packing" not in here.training
+    found = as_begun(here, training_arguments(recipe, "float32", here.training), speed)
+    arguments = training_arguments(recipe, "float32", found.training)
+    assert {key: getattr(arguments, key) for key in speed} == speed
+    assert found.notes[-1].startswith("this card would choose otherwise, but the run goes on as it was begun: packing")
+
+
+def test_a_run_that_is_continued_may_have_other_micro_batches(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, AUTO)
+    here = chosen(recipe, "h100")
+    arguments = training_arguments(recipe, "float32", here.training)
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (64, 1)
+    speed = {"packing": False, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 8}
+    assert as_begun(here, arguments, speed) == here
+    assert as_begun(here, arguments, {}) == here  # a run folder of an earlier version
 
 
 # --- packed, padded or joined rows
@@ -255,6 +316,7 @@ def test_batch_and_checkpointing_that_are_written_stay(tmp_path: Path) -> None:
         assert chosen(recipe, "rtx-3070", LLAMA_32_1B).training == {"padding_free": True}
 
 
+@pytest.mark.skipif(not hasattr(SFTConfig, "activation_checkpointing"), reason="transformers has one name for it")
 def test_checkpointing_that_is_written_by_its_newer_name_stays_too(tmp_path: Path) -> None:
     for written in (True, False):
         recipe = recipe_of(tmp_path, f", activation_checkpointing: {str(written).lower()}")
@@ -274,9 +336,14 @@ def test_where_nothing_fits_the_smallest_is_tried_and_said(tmp_path: Path) -> No
     recipe = recipe_of(tmp_path, AUTO + ", optim: auto", method="full")
     found = chosen(recipe, "rtx-3070", LLAMA_2_7B)
     assert found.training == {
-        "padding_free": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 64,
+        "padding_free": True, "per_device_train_batch_size": 64, "gradient_accumulation_steps": 1,
         "gradient_checkpointing": True, "optim": "paged_adamw_8bit",
     }  # fmt: skip
+    # Weights and gradients are most of it, and row by row a second set of gradients would be summed onto the first.
+    assert found.estimate is not None
+    one_by_one = ", per_device_train_batch_size: 1, gradient_accumulation_steps: 64, optim: paged_adamw_8bit"
+    other = chosen(recipe_of(tmp_path, one_by_one, method="full"), "rtx-3070", LLAMA_2_7B)
+    assert other.estimate is not None and found.estimate.peak <= other.estimate.peak
     assert found.notes[-1] == (
         "nothing that was tried is sure to fit into the 7.7 GiB of RTX 3070: the smallest is used"
     )

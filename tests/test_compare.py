@@ -681,6 +681,17 @@ def test_equal_effective_batches_in_other_pieces_are_equal(tmp_path: Path) -> No
         plan([a, c], [0], runs_dir=tmp_path)
 
 
+def test_with_auto_the_rows_of_a_step_stand_in_the_other_key(tmp_path: Path) -> None:
+    for name, size, rows in (("a", "auto", 8), ("b", 4, 2), ("c", "auto", 4)):
+        overrides = [f"training.per_device_train_batch_size={size}", f"training.gradient_accumulation_steps={rows}"]
+        recipe = load_recipe("quickstart", profiles=["smoke"], overrides=overrides)
+        (tmp_path / f"{name}.yaml").write_text(dump_recipe(recipe))
+    a, b, c = (str(tmp_path / f"{name}.yaml") for name in "abc")
+    assert len(plan([a, b], [0], runs_dir=tmp_path)) == 2
+    with pytest.raises(RecipeError, match="effective batch size: 4 in .*c.yaml and 8 in .*a.yaml"):
+        plan([a, c], [0], runs_dir=tmp_path)
+
+
 def test_without_seeds_the_recipes_own_seeds_must_agree(tmp_path: Path) -> None:
     recipe = load_recipe("quickstart", overrides=["training.seed=7"])
     (tmp_path / "other.yaml").write_text(dump_recipe(recipe))

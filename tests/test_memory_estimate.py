@@ -214,6 +214,14 @@ def measured_slope(recipe: Recipe, config: Any, precision: str, *, in_place: boo
     return (most[1] - most[0]) / 2048
 
 
+def test_float16_runs_with_float32_weights_pass_float32_from_block_to_block() -> None:
+    work, config = Work(1, 40, 40, 20, 40), config_of(**SMALL)
+    for precision, training, stream in (("float16", {"fp16": True}, 4), ("float32", {"bf16": True}, 2)):
+        recipe = recipe_of("full", "float32").model_copy(update={"training": training})
+        assert numbers_of(recipe, config, precision, work, in_place=True)[1].stream == stream
+    assert numbers_of(recipe_of("lora", "float16"), config, "float16", work, in_place=True)[1].stream == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("in_place", [False, True], ids=["peft", "in place"])

@@ -275,11 +275,24 @@ def test_checkpointed_layers_take_the_mask_that_is_not_built_yet(kernel: list[in
 # --- what is known before a model is loaded
 
 
+class OfAnotherPackage(transformers.LlamaConfig):  # type: ignore[misc]
+    model_type = "of_another_package"
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
+        (OfAnotherPackage(), "its code is not of transformers"),
         (transformers.Gemma2Config(), "its attention caps logits"),
         (transformers.Llama4TextConfig(), "its attention is chunked"),
+        (transformers.GptOssConfig(), "transformers has no interchangeable attention for gpt_oss models"),  # sinks
+        (transformers.DogeConfig(), "transformers has no interchangeable attention for doge models"),  # edits masks
+        (transformers.OPTConfig(), "packed rows of opt models see each other in transformers"),
+        (transformers.BloomConfig(), "transformers has no interchangeable attention for bloom models"),
+        (transformers.Qwen3NextConfig(), "it has layers of another kind (linear_attention)"),
+        (transformers.MambaConfig(), "it has layers of another kind (linear_attention)"),
+        (transformers.Qwen2Config(), None),
+        (transformers.Phi3Config(hidden_size=64, num_attention_heads=4), None),
         (transformers.LlamaConfig(attention_dropout=0.1), "its attention has dropout"),
         (transformers.FalconConfig(alibi=True), "its attention adds a bias by distance"),
         (transformers.GPT2Config(), "its attention has dropout"),

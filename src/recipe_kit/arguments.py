@@ -14,7 +14,13 @@ from recipe_kit import modeling, run_dir
 from recipe_kit.errors import RecipeError
 from recipe_kit.recipe import Recipe
 
-_LOADER = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 2}
+_LOADER: dict[str, Any] = {
+    "dataloader_num_workers": 2,
+    "dataloader_persistent_workers": True,
+    "dataloader_prefetch_factor": 2,
+    # Batches lie in pinned memory: their way to the GPU need not wait for all that it has yet to compute.
+    "accelerator_config": {"non_blocking": True},
+}
 # What `auto` stands for until rows and model are known, and `speed.choose` can decide: what needs least memory.
 _UNTIL_CHOSEN = {"per_device_train_batch_size": 1, "gradient_checkpointing": True, "optim": "adamw_torch"}
 
@@ -76,6 +82,8 @@ def check_method(recipe: Recipe) -> None:
         modeling.check_quantization(recipe)
     if recipe.method != "full":
         modeling.lora_config(recipe)
+    if recipe.model.kernels == "hub" and not modeling.uses_cpu(recipe):
+        modeling.check_kernels()
     if recipe.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         raise RecipeError(
             "training.use_liger_kernel: the package liger-kernel is not installed; "

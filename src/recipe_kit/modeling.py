@@ -146,7 +146,8 @@ def load_model(
     attention = attention or recipe.model.attention
     if attention != "auto":
         options["attn_implementation"] = attention
-    if recipe.model.kernels == "hub":
+    if recipe.model.kernels == "hub" and not uses_cpu(recipe):
+        check_kernels()
         options["use_kernels"] = True
     if quantize:
         options["quantization_config"] = quantization_config(recipe, precision)
@@ -196,6 +197,15 @@ def check_quantization(recipe: Recipe) -> None:
             f"method: qlora needs a 4-bit backend, and bitsandbytes {bitsandbytes.__version__} has none for {device}; "
             "set method: lora"
         )
+
+
+def check_kernels() -> None:
+    """Raises ModelError where the Hub's kernels cannot be loaded: transformers wants certain versions of a package."""
+    from transformers.utils.import_utils import KERNELS_MAX_VERSION, KERNELS_MIN_VERSION, is_kernels_available
+
+    if not is_kernels_available():
+        wanted = f"kernels>={KERNELS_MIN_VERSION},<{KERNELS_MAX_VERSION}"
+        raise ModelError(f"model.kernels: hub needs another package; `pip install '{wanted}'`, or set it to auto")
 
 
 def lora_config(recipe: Recipe) -> peft.LoraConfig:

@@ -1,11 +1,10 @@
-"""TRL's trainer as a run uses it: with fused layers, linear layers computed together, and nothing that waits."""
+"""TRL's trainer as a run uses it: with fused layers, linear layers computed together."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import datasets
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig
@@ -30,13 +29,6 @@ class Trainer(HalvingTrainer):
         # Where memory ran out between two layers of a group, an answer is waiting, and with it the whole failed step.
         forget_answers(self.model)
         super()._halve()
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        # A number that is copied from ordinary memory makes the processor wait for all that the GPU has yet to do.
-        if self.args.world_size > 1 or device.type != "cuda":
-            return super()._get_num_items_in_batch(batch_samples, device)
-        count = super()._get_num_items_in_batch(batch_samples, torch.device("cpu"))
-        return count.pin_memory().to(device, non_blocking=True) if isinstance(count, torch.Tensor) else count
 
 
 def make_trainer(

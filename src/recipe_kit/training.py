@@ -38,7 +38,7 @@ from recipe_kit.progress import ProgressLog, peak_memory_bytes
 from recipe_kit.recipe import Recipe, dump_recipe, recipe_digest
 from recipe_kit.run_dir import RunInfo
 from recipe_kit.speed.card import Card, card
-from recipe_kit.speed.choose import Choice, choose
+from recipe_kit.speed.choose import Choice, as_begun, choose
 from recipe_kit.trainer import Trainer, make_trainer
 
 Report = Callable[[str], None]
@@ -92,6 +92,9 @@ def train(
         report(_counts_line(split))
     choice = _choose(recipe, precision, arguments, splits, state)
     arguments = training_arguments(recipe, precision, choice.training)
+    if continued:
+        choice = as_begun(choice, arguments, run_dir.read(continued).get("speed") or {})
+        arguments = training_arguments(recipe, precision, choice.training)
     for note in choice.notes:
         report(note)
     notes += choice.notes

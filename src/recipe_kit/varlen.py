@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -31,6 +31,8 @@ except ImportError:  # a build of PyTorch without it: everything goes to sdpa, a
 NAME = "torch_varlen"
 _LARGEST_HEAD = 256  # FlashAttention-2, which is inside
 _HALF = (torch.bfloat16, torch.float16)
+_LAYERS = {"full_attention", "sliding_attention"}
+_ROWS_MEET = {"afmoe", "opt"}  # with any attention: they ask transformers for masks without saying where rows start
 _ASKS = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
@@ -131,10 +133,33 @@ def unsupported(config: PretrainedConfig, device: torch.device | str | None = No
             return what
     if getattr(text, "attention_dropout", 0.0) or getattr(text, "attn_pdrop", 0.0):
         return "its attention has dropout"
+    layers = set(getattr(text, "layer_types", None) or ())
+    if not layers <= _LAYERS:
+        return f"it has layers of another kind ({', '.join(sorted(layers - _LAYERS))})"
+    if text.model_type in _ROWS_MEET:
+        return f"packed rows of {text.model_type} models see each other in transformers"
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return "its code is not of transformers"
+    if (reason := not_by_interface(config)) is not None:
+        return reason
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if size > _LARGEST_HEAD or size % 8:
         return f"its heads have {size} values, and the kernel takes multiples of 8 up to {_LARGEST_HEAD}"
     return None
+
+
+def not_by_interface(config: PretrainedConfig) -> str | None:
+    """Why a model must not be loaded with `torch_varlen` at all, as half a sentence, or None.
+
+    Its attention has to be called by way of transformers' interface; `sdpa`, to which the rest goes, has to do all
+    that it does (gpt-oss's sinks it leaves out); and like FlashAttention, the kernel has no mask for a model to write
+    into. A model that transformers does not know is not judged.
+    """
+    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    model = known[0] if isinstance(known, tuple) else known
+    if model is None or (model._supports_attention_backend and model._supports_sdpa and model._supports_flash_attn):
+        return None
+    return f"transformers has no interchangeable attention for {config.model_type} models"
 
 
 def no_kernel(device: torch.device | str | None = None) -> str | None:

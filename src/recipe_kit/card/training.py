@@ -88,14 +88,15 @@ def _settings(given: Facts) -> Iterator[tuple[str, str]]:
     yield "Steps and epochs", _amount(training)
     yield "Rows a step", words.count(training["effective_batch_size"]) if "effective_batch_size" in training else ""
     yield "Tokens seen", words.count(training["tokens"]) if training.get("tokens") is not None else ""
-    packed = ", packed" if options.get("packing") else ""
+    used = section(given.info, "speed")  # what the card decided, where the recipe leaves it open
+    packed = ", packed" if used.get("packing", options.get("packing")) else ""
     yield "Longest row", f"{recipe.data.max_length:,} tokens{packed}"
     yield "Learning rate", ", ".join(filter(None, [
         f"{options['learning_rate']:g}" if isinstance(options.get("learning_rate"), float) else "",
         str(options.get("lr_scheduler_type") or ""),
         f"{options['warmup_steps']} warm-up steps" if options.get("warmup_steps") else "",
     ]))  # fmt: skip
-    yield "Optimiser", plain(str(options.get("optim") or ""))
+    yield "Optimiser", plain(str(used.get("optim") or options.get("optim") or ""))
     yield "Seed", str(given.info.get("seed", ""))
     yield "Training loss", _loss_line(training)
     yield "Hardware", plain(hardware(given.info)) if given.info.get("hardware") else ""

@@ -101,7 +101,9 @@ def _data(recipe: Recipe) -> dict[str, Any]:
 def effective_batch_size(trial: Trial) -> int:
     """Rows of one optimiser step; one process is assumed where neither recipe nor command line says how many."""
     training = trial.recipe.training
-    rows = int(training.get("per_device_train_batch_size", 8)) * int(training.get("gradient_accumulation_steps", 1))
+    size = training.get("per_device_train_batch_size", 8)
+    # With `auto` the rows of a step stand in the other key, and the card decides in how many pieces they come.
+    rows = (1 if size == "auto" else int(size)) * int(training.get("gradient_accumulation_steps", 1))
     return rows * (trial.num_processes or trial.recipe.launch.num_processes or 1)
 
 

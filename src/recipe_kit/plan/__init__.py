@@ -180,6 +180,8 @@ def _look_at_rows(
     plan["trained"] = rows.trained_part(counts.tokens, counts.trained_tokens, rows.turn_totals(train.details))
     plan["batches"] = stages.run("batches", lambda a: steps.batches_part(lengths, a), {"training section": arguments})
     if plan["batches"] and arguments is not None:
+        if recipe.training.get("packing"):  # and what was chosen for the card is not to
+            plan["batches"]["packed_instead"] = None
         tokens, streamed = (counts.tokens, counts.trained_tokens), recipe.data.streaming
         plan["steps"] = steps.steps_part(plan["batches"]["rows"], tokens, arguments, processes, streamed=streamed)
 
@@ -275,7 +277,9 @@ def _calibrate(
     report: Report,
 ) -> Calibration:
     if not _trains_here(recipe):
-        raise ModelError("--calibrate: there is no GPU here to try it on; leave it out, or name a card with --card")
+        raise ModelError(
+            "--calibrate: there is no GPU here to try it on; leave it out: --card NAME tells of a card from a table"
+        )
     assert tokenizer is not None  # there are rows
     report("trying a few steps with random weights")
     return timing.calibrate(recipe, config, precision, chosen, tokenizer, splits["train"].rows)
@@ -352,7 +356,8 @@ def _check_method(recipe: Recipe, plan: Plan, stages: Stages) -> None:
 
 def _trains_here(recipe: Recipe) -> bool:
     """Whether this machine is the kind that the recipe is for; a plan may be made on another."""
-    return bool(recipe.training.get("use_cpu")) or not modeling.uses_cpu(recipe)
+    for_cpu = bool(recipe.training.get("use_cpu")) or recipe.launch.accelerate_config == "cpu"
+    return for_cpu or not modeling.uses_cpu(recipe)
 
 
 def _notes(recipe: Recipe, arguments: trl.SFTConfig | None, plan: Plan, processes: int) -> list[str]:

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,10 +88,14 @@ def choose(
     for and cannot be had.
     """
     notes: list[str] = []
-    attention = choose_attention(recipe, config, card, notes, planned=planned)
+    half = precision != "float32" or arguments.bf16 or arguments.fp16
+    attention = choose_attention(recipe, config, card, notes, half=half, planned=planned)
     kernels = _kernels(recipe, config, card, notes, planned=planned)
     together = card is not None and recipe.model.kernels != "none" and not _sharded()
-    training = _rows(recipe, config, arguments, lengths, card, attention, notes)
+    # What `torch_varlen` cannot do here goes to sdpa, with a mask of all tokens by all tokens.
+    by_kernel = half and card is not None and card.varlen and varlen.unsupported(config) is None
+    apart = attention in KEEP_APART and (attention != varlen.NAME or by_kernel)
+    training = _rows(recipe, config, arguments, lengths, card, attention, apart, notes)
     given = Choice(attention, kernels, together, training, None, notes)
     training |= _sizes(recipe, config, precision, arguments, lengths, trained_share, card, given, processes)
     found = _estimate(recipe, config, precision, _with(arguments, training), lengths, trained_share, given, processes)
@@ -99,15 +103,28 @@ def choose(
 
 
 def choose_attention(
-    recipe: Recipe, config: PretrainedConfig, card: Card | None, notes: list[str], *, planned: bool = False
+    recipe: Recipe,
+    config: PretrainedConfig,
+    card: Card | None,
+    notes: list[str],
+    *,
+    half: bool = True,
+    planned: bool = False,
 ) -> str:
-    """The implementation by its name; `auto` where the choice is transformers'."""
+    """The implementation by its name; `auto` where the choice is transformers'. `half`: computed in 16 bits.
+
+    Raises RecipeError where `torch_varlen` is asked for and would compute something else than the model.
+    """
     wanted = str(recipe.model.attention)
+    if wanted == varlen.NAME and (wrong := varlen.not_by_interface(config)):
+        raise RecipeError(f"model.attention: {varlen.NAME} cannot be used, {wrong}; set it to auto")
     if wanted != "auto" or card is None:
         return wanted
     reason = varlen.unsupported(config)
     if reason is None and not card.varlen:
         reason = f"{card.name} is older than Ampere"
+    if reason is None and not half:
+        reason = "the kernel computes in 16 bits, and this run does not"
     if reason is not None:
         notes.append(f"attention is left to transformers: {reason}")
         return "auto"
@@ -153,15 +170,16 @@ def _rows(
     lengths: Lengths,
     card: Card | None,
     attention: str,
+    apart: bool,
     notes: list[str],
 ) -> dict[str, Any]:
     """How rows become batches where the recipe's way would cost too much, or padding can be done without."""
     if card is None:
         return {}
     if not arguments.packing:
-        joined = attention in KEEP_APART and attention != "flex_attention"
+        joined = apart and attention != "flex_attention"
         return {"padding_free": True} if joined and "padding_free" not in recipe.training else {}
-    if attention in KEEP_APART or recipe.model.attention != "auto" or not len(lengths) or recipe.data.streaming:
+    if apart or recipe.model.attention != "auto" or not len(lengths) or recipe.data.streaming:
         return {}
     packed, padded = work_of_packing(config, arguments, lengths)
     if packed <= padded:
@@ -177,6 +195,29 @@ def _rows(
         "gradient_accumulation_steps": accumulation,
         "train_sampling_strategy": "group_by_length",
     }
+
+
+def as_begun(choice: Choice, arguments: trl.SFTConfig, begun: Mapping[str, Any]) -> Choice:
+    """The choice for a run that is continued, perhaps on another card: its steps have the rows that they had.
+
+    `arguments` are TRL's with this choice, and `begun` is what `run.json` says under `speed`. An optimiser takes its
+    own states alone, so it stays too; micro-batches may be of another size.
+    """
+    changes: dict[str, Any] = {}
+    for key in ("packing", "train_sampling_strategy", "optim"):
+        now = getattr(arguments, key)
+        if key in begun and begun[key] != getattr(now, "value", now):
+            changes[key] = begun[key]
+    sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    if all(key in begun for key in sizes) and math.prod(begun[key] for key in sizes) != math.prod(
+        int(getattr(arguments, key)) for key in sizes
+    ):
+        changes |= {key: begun[key] for key in sizes}
+    if not changes:
+        return choice
+    told = ", ".join(f"{key} {value}" for key, value in changes.items())
+    note = f"this card would choose otherwise, but the run goes on as it was begun: {told}"
+    return replace(choice, training=choice.training | changes, notes=[*choice.notes, note])
 
 
 def work_of_packing(config: PretrainedConfig, arguments: trl.SFTConfig, lengths: Lengths) -> tuple[float, float]:
@@ -221,21 +262,23 @@ def _sizes(
         return _on_a_cpu(open_keys, accumulation)
     if not open_keys:
         return {}
-    smallest: dict[str, Any] = {}
+    smallest: tuple[float, dict[str, Any]] = (math.inf, {})  # not always the last: a sum of gradients takes memory too
     for settings in _candidates(open_keys, rows, accumulation, now):
-        smallest = settings
         tried = _with(now, settings)
         found = _estimate(recipe, config, precision, tried, lengths, trained_share, given, processes)
         if found is None:
             break
-        if (1 + ERROR) * card_needs(found) <= card.memory_bytes:
+        needed = card_needs(found)
+        if (1 + ERROR) * needed <= card.memory_bytes:
             return settings
+        if needed <= smallest[0]:
+            smallest = needed, settings
     else:
         given.notes.append(
             f"nothing that was tried is sure to fit into the {card.memory_bytes / 2**30:.1f} GiB of {card.name}: "
             "the smallest is used"
         )
-        return smallest
+        return smallest[1]
     given.notes.append("memory of this kind of model is not estimated: auto takes what needs least of it")
     return list(_candidates(open_keys, rows, accumulation, now))[-1]
 

@@ -280,12 +280,14 @@ def _numbers(
     attention: str,
 ) -> Numbers:
     compute, autocast = computing_itemsize(recipe, precision)
+    in_float16 = precision == "float16" or bool(recipe.training.get("fp16"))
+    narrowed = in_place and autocast and not in_float16  # by `projections.stream_in_16_bits`
     dense = attention in ("sdpa", "eager", "auto")
     masked = work.rows > 1 if attention == "torch_varlen" else dense and _is_uneven(work)
     grouped = not masked and attention != "eager"  # transformers repeats keys and values for masks
     return Numbers(
         compute=compute,
-        stream=compute if in_place and autocast else model.itemsize,  # `projections.stream_in_16_bits`
+        stream=compute if narrowed else model.itemsize,
         weights=model.itemsize,
         adapter=model.adapter_itemsize,
         autocast=autocast,

@@ -108,10 +108,11 @@ def forget_answers(model: torch.nn.Module) -> None:
 
 
 def stream_in_16_bits(model: torch.nn.Module) -> None:
-    """Under autocast, pass hidden states from block to block in its type where the embeddings are float32.
+    """Under autocast to bfloat16, pass hidden states from block to block in it where the embeddings are float32.
 
     Full fine-tuning keeps float32 weights and computes in 16 bits; without this the sums between blocks, and all that
-    is kept of them, would be float32 too, as in no model that was trained in mixed precision.
+    is kept of them, would be float32 too, as in no model that was trained in mixed precision. In float16 they stay
+    float32: the sums of some models (Gemma, Qwen) are beyond its range.
     """
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     if embedding.weight.dtype == torch.float32:
@@ -120,9 +121,8 @@ def stream_in_16_bits(model: torch.nn.Module) -> None:
 
 def _cast(module: torch.nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
     device = output.device.type
-    if module.training and torch.is_autocast_enabled(device):
-        return output.to(torch.get_autocast_dtype(device))
-    return output
+    in_bfloat16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    return output.bfloat16() if module.training and in_bfloat16 else output
 
 
 @dataclass
