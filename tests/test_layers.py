@@ -138,6 +138,7 @@ def test_validating_a_shipped_recipe_imports_neither_torch_nor_transformers() ->
     assert found.stdout.split() == []
 
 
+@pytest.mark.slow  # imports everything there is, in an interpreter of its own
 def test_public_names_are_listed_resolved_and_sorted() -> None:
     assert recipe_kit.__all__ == ["__version__", *sorted(recipe_kit.__all__[1:])]
     code = "import recipe_kit; print(*[name for name in recipe_kit.__all__ if getattr(recipe_kit, name) is None])"
@@ -145,6 +146,7 @@ def test_public_names_are_listed_resolved_and_sorted() -> None:
     assert found.stdout.split() == []
 
 
+@pytest.mark.slow  # imports everything there is, in an interpreter of its own
 def test_train_is_the_function_also_after_its_module_was_imported() -> None:
     code = "import recipe_kit, recipe_kit.training; assert callable(recipe_kit.train)"
     subprocess.run([sys.executable, "-c", code], check=True)

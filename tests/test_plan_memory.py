@@ -280,6 +280,7 @@ def test_random_weights_are_trained_as_the_recipe_says(tmp_path: Path, tiny_toke
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_calibration_without_a_gpu_is_refused_where_the_recipe_needs_one(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
