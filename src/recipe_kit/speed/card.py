@@ -33,7 +33,7 @@ def _card(name: str, memory_bytes: int, capability: tuple[int, int]) -> Card:
     return Card(name, memory_bytes, capability, bfloat16=modern, varlen=modern, flash=modern)
 
 
-# The bytes that CUDA reports, which are fewer than the name says.
+# About the bytes that CUDA reports, which differ from what the name says; read off a card for the H100 only.
 CARDS: dict[str, Card] = {
     "t4": _card("T4", 15_600_000_000, (7, 5)),
     "rtx-3060-12gb": _card("RTX 3060 12 GB", 12_500_000_000, (8, 6)),

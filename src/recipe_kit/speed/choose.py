@@ -40,11 +40,11 @@ FLASH = {"flash_attention_4": "FlashAttention-4", "flash_attention_3": "FlashAtt
 KEEP_APART = (varlen.NAME, *FLASH, "flex_attention")  # attention that does no work between packed rows
 USUAL_OPTIM, SMALL_OPTIM = "adamw_torch_fused", "paged_adamw_8bit"
 
-# A GPU is kept busy by this many tokens a micro-batch: on an H100 a Llama-3.2-1B shape gains less than 10 % beyond.
-# With fewer, doing without checkpointing does not pay.
+# So many tokens a micro-batch are taken to keep a GPU busy; with fewer, a larger batch with checkpointing is taken to be
+# faster. An assumption: neither was measured.
 _BUSY_TOKENS = 8192
 _MOST_TOKENS = 65_536
-# Masked attention reaches about a quarter of the arithmetic rate of the matrix products around it (H100, sdpa).
+# Masked attention is taken to reach a quarter of the arithmetic rate of the matrix products around it: an assumption.
 _MASKED_ATTENTION = 4.0
 _FILLED = 0.97  # of its slots, a pack of best-fit packing is filled
 
