@@ -40,8 +40,8 @@ FLASH = {"flash_attention_4": "FlashAttention-4", "flash_attention_3": "FlashAtt
 KEEP_APART = (varlen.NAME, *FLASH, "flex_attention")  # attention that does no work between packed rows
 USUAL_OPTIM, SMALL_OPTIM = "adamw_torch_fused", "paged_adamw_8bit"
 
-# So many tokens a micro-batch are taken to keep a GPU busy; with fewer, a larger batch with checkpointing is taken to be
-# faster. An assumption: neither was measured.
+# So many tokens a micro-batch are taken to keep a GPU busy; with fewer, a larger batch with checkpointing is taken to
+# be faster. An assumption: neither was measured.
 _BUSY_TOKENS = 8192
 _MOST_TOKENS = 65_536
 # Masked attention is taken to reach a quarter of the arithmetic rate of the matrix products around it: an assumption.
