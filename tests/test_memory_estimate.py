@@ -14,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from llama_shapes import LLAMA_2_7B, LLAMA_32_1B, LLAMA_32_3B
 from recipe_kit.recipe import Recipe, load_recipe
 from recipe_kit.speed import activations, memory, parameters
 from recipe_kit.speed.activations import Layer, Numbers
@@ -27,19 +28,6 @@ SMALL = {
 }  # fmt: skip
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-# The published shapes.
-LLAMA_32_1B = {
-    "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,
-}  # fmt: skip
-LLAMA_32_3B = {
-    "vocab_size": 128256, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
-    "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
-}  # fmt: skip
-LLAMA_2_7B = {
-    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 32, "tie_word_embeddings": False,
-}  # fmt: skip
 FAST = {"fused_layers": True, "in_place_adapters": True, "attention": "torch_varlen"}
 PLAIN = {"fused_layers": False, "in_place_adapters": False, "attention": "sdpa"}
 
