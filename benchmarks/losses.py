@@ -3,21 +3,25 @@
     python benchmarks/losses.py --rows FOLDER --jobs 6 --out result.json
     python benchmarks/losses.py --recipe guanaco --only lora --seeds 0 --out result.json
     python benchmarks/losses.py --table result.json       # print the table again
+    python benchmarks/losses.py --table a.json b.json --out both.json   # several as one
     python benchmarks/losses.py --cpu-smoke               # proves that it works here, and says nothing of losses
 
 FOLDER holds customer_support.train.jsonl with `instruction` and `response`; any recipe can be trained instead. `plain`
 is trl.SFTTrainer with padded batches, sdpa and the layers of transformers and PEFT; `kit` is the trainer of a run
-with what `auto` chooses on this machine. Runs of one method and seed start from the same weights and see the same rows
-in the same order, 16 a step. Each is a process of its own, and several run at once: their seconds say nothing. The
+with what `auto` chooses on this machine. The kit's adapters are float32; `kit, bfloat16 adapters` casts them, as TRL
+does under QLoRA. Runs of one method and seed start from the same weights and see the same rows in the same order, 16
+a step. Each is a process of its own, and several run at once: their seconds say nothing. The
 loss on held-out rows is that of the saved weights, loaded and measured the same way for all.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -38,7 +42,7 @@ Result = dict[str, Any]
 CONFIGURATIONS = {
     "full": ("plain", "kit"),
     "lora": ("plain", "kit", "kit, bfloat16 adapters"),
-    "qlora": ("plain", "kit", "kit, bfloat16 adapters", "kit, float32 adapters"),
+    "qlora": ("plain", "kit", "kit, bfloat16 adapters"),
 }
 METHODS = {
     "full": ["method=full", "lora=null", "quantization=null", "model.dtype=float32", "training.bf16=true",
@@ -46,6 +50,7 @@ METHODS = {
     "lora": ["method=lora", "quantization=null", "training.learning_rate=2.0e-4"],
     "qlora": ["method=qlora", "training.learning_rate=2.0e-4"],
 }  # fmt: skip
+RUN = ("method", "configuration", "seed")  # what tells one from another
 ROWS_PER_STEP = 16
 LAST_STEPS = 20  # whose mean is the final loss
 WITHIN = 0.005  # relative gap to `plain` that counts as the same
@@ -63,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     options = read_options(arguments)
     if options.table:
-        print(markdown(json.loads(options.table.read_text(encoding="utf-8"))))
+        result = joined([json.loads(path.read_text(encoding="utf-8")) for path in options.table])
+        if options.out:
+            write(options.out, result)
+        print(markdown(result))
         return
     with tempfile.TemporaryDirectory(prefix="losses-") as folder:
         result = compare(options, Path(folder))
@@ -76,7 +84,7 @@ def compare(options: argparse.Namespace, folder: Path) -> Result:
     prepare_rows(jobs[0])
     result: Result = {
         "recorded": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
+        "machine": {"platform": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()},
         "steps": options.steps,
         "rows_per_step": ROWS_PER_STEP,
         "dropout": options.dropout,
@@ -85,16 +93,56 @@ def compare(options: argparse.Namespace, folder: Path) -> Result:
     }
     with ThreadPoolExecutor(options.jobs) as pool:
         for job, told in zip(jobs, pool.map(run_one, jobs), strict=True):
-            names = {key: job[key] for key in ("method", "configuration", "seed")}
-            result["runs"].append(names | told)
+            names = {key: job[key] for key in RUN}
             if "failed" not in told:
                 result["versions"] = told.pop("versions")
                 result["machine"] |= told.pop("machine")
+            result["runs"].append(names | told)
             remark(f"{job['name']}: {told.get('failed') or format(told['final_loss'], '.4f')}")
             if options.out:
-                options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                write(options.out, result)
     check_same_rows(result["runs"])
     return result
+
+
+def joined(results: list[Result]) -> Result:
+    """Several results of the same settings as one, method by method; what proves equal rows goes, once it is checked.
+
+    Ends where settings differ, or where a run is in two of them.
+    """
+    first = results[0]
+    if len(results) == 1:
+        return first
+    for other in results[1:]:
+        for key in ("steps", "rows_per_step", "dropout", "machine", "versions"):
+            if other[key] != first[key]:
+                raise SystemExit(f"--table: {key} is {first[key]} in one file and {other[key]} in another")
+    runs = [run for result in results for run in result["runs"]]
+    check_same_rows(runs)
+    runs.sort(key=_place)
+    for one, other in itertools.pairwise(runs):
+        if _place(one) == _place(other):
+            raise SystemExit(f"--table: {', '.join(str(one[key]) for key in RUN)} is in two files")
+    return first | {
+        "recorded": max(result["recorded"] for result in results),
+        "at_once": max(result["at_once"] for result in results),
+        "runs": [{key: value for key, value in run.items() if key != "rows"} for run in runs],
+    }
+
+
+def _place(run: Result) -> tuple[int, int, int]:
+    return (
+        list(METHODS).index(run["method"]),
+        CONFIGURATIONS[run["method"]].index(run["configuration"]),
+        run["seed"],
+    )
+
+
+def write(path: Path, result: Result) -> None:
+    """As JSON, lists of numbers on one line."""
+    text = json.dumps(result, indent=1)
+    text = re.sub(r"\[[\s\d.,e+\-\[\]]+\]", lambda numbers: json.dumps(json.loads(numbers[0])), text)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def jobs_of(options: argparse.Namespace, folder: Path) -> list[Job]:
@@ -183,7 +231,7 @@ def check_same_rows(runs: list[Result]) -> None:
         if "failed" in run:
             continue
         other = first.setdefault((run["method"], run["seed"]), run)
-        if run["rows"] != other["rows"]:
+        if "rows" in run and "rows" in other and run["rows"] != other["rows"]:
             step = next(i for i, pair in enumerate(zip(run["rows"], other["rows"], strict=True)) if pair[0] != pair[1])
             raise SystemExit(f"{run['configuration']} had other rows than {other['configuration']} in step {step + 1}")
         if abs(run["start"] - other["start"]) > 1e-3 * other["start"]:
@@ -219,8 +267,8 @@ def work(job: Job) -> None:
     rows = in_order(splits["train"].rows, job["steps"] * ROWS_PER_STEP, job["seed"])
     build = plain if job["configuration"] == "plain" else kit
     trainer, told = build(job, recipe, precision, tokenizer, rows)
-    if "adapters" in job["configuration"]:
-        cast_trained(trainer.model, torch.bfloat16 if "bfloat16" in job["configuration"] else torch.float32)
+    if "bfloat16" in job["configuration"]:
+        cast_trained(trainer.model, torch.bfloat16)
     told |= trained(trainer)
     weights = Path(job["folder"]) / "weights"
     trainer.save_model(str(weights))
@@ -309,7 +357,7 @@ def trained(trainer: Any) -> Result:
     values = [float(loss) for loss in losses]
     return {
         "final_loss": statistics.fmean(values[-LAST_STEPS:]),
-        "losses": values,
+        "losses": [float(f"{value:.5g}") for value in values],
         "rows": [[int(part) for part in each] for each in seen],
         "start": start,
         "trained_dtypes": dtypes,
@@ -448,7 +496,7 @@ def _how(result: Result) -> list[str]:
         f"{result['steps']} steps of {result['rows_per_step']} rows, LoRA dropout {result['dropout']:g}, seeds "
         f"{', '.join(map(str, seeds))} (mean ± standard deviation). Final loss: mean of the last {LAST_STEPS} steps. "
         f"Held-out loss: {count} rows, saved weights in plain layers. Gaps: of the seed where it is largest. "
-        f"{result['at_once']} runs at a time, so their times say nothing."
+        f"Up to {result['at_once']} runs at a time, so their times say nothing."
     ]
     chosen = {json.dumps(run["how"], sort_keys=True) for run in ran if run["configuration"] == "kit"}
     lines += [f"`kit`: `{how}`" for how in sorted(chosen)]
@@ -469,8 +517,8 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.0, help="of LoRA; its noise differs between configurations")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--timeout", type=float, default=1200, help="seconds after which a run is ended")
-    parser.add_argument("--out", type=Path, help="the result, as JSON")
-    parser.add_argument("--table", type=Path, help="print the table of this result and train nothing")
+    parser.add_argument("--out", type=Path, help="the result, as JSON; of --table, all of them as one")
+    parser.add_argument("--table", type=Path, nargs="+", help="print the table of these results and train nothing")
     parser.add_argument("--cpu-smoke", action="store_true", help="four steps of a tiny random model on a CPU")
     options = parser.parse_args(arguments)
     if options.cpu_smoke:

@@ -167,7 +167,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     ]
     result: Result = {
         "recorded": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
+        "machine": {"platform": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()},
         "steps": options.steps,
         "cases": [],
         "cards": [],
@@ -517,7 +517,8 @@ def error_of(each: Result) -> float | None:
 
 def _cards(found: list[Result]) -> str:
     lines = [
-        "| recipe and card | model | memory | batch | checkpointing | optimiser | planned | measured | taken | fits |",
+        "| recipe and card | model | memory | batch | checkpointing | optimiser | planned | measured | reserved "
+        "| fits |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*lines, *map(_card_line, found)])
@@ -538,22 +539,21 @@ def _card_line(each: Result) -> str:
         chosen["optim"],
         _gib(each["planned_bytes"]),
         _gib(each["peak_bytes"]),
-        _gib(each["taken_bytes"]),
+        _gib(each["reserved_bytes"]),
         fits(each),
     ]
     return "| " + " | ".join(cells) + " |"
 
 
 def fits(each: Result) -> str:
-    """`yes` where the steps ran as chosen, and what the process took is no more than the card has.
-
-    Paged optimiser states are not counted: they move to the machine's memory when the card is full.
-    """
+    """`yes` where the steps ran as chosen, and what PyTorch held of the GPU leaves room for CUDA on the card."""
     if each["parts"] > 1:
         return f"in {each['parts']} parts"
-    if each["taken_bytes"] is None:
+    if each["reserved_bytes"] is None:
         return ""
-    return "yes" if each["taken_bytes"] - each["estimated_paged_bytes"] <= each["card_bytes"] else "no"
+    from recipe_kit.speed import memory
+
+    return "yes" if each["reserved_bytes"] + memory.CONTEXT_BYTES <= each["card_bytes"] else "no"
 
 
 def _gib(count: int | None) -> str:

@@ -206,7 +206,7 @@ def _note_round(entry: Entry, name: str, found: dict[str, Any]) -> None:
 def _machine() -> dict[str, Any]:
     """The host, and its cards as the driver sees them; nothing here holds GPU memory."""
     found: dict[str, Any] = {
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "python": platform.python_version(),
     }
