@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -145,3 +146,18 @@ def test_packed_rows_train_by_the_fast_path_too(tmp_path: Path) -> None:
     assert "cu_seq_lens_q" in next(iter(trainer.get_train_dataloader()))
     assert len(losses) == 8 and all(torch.isfinite(value).all() for value in moved.values())
     assert all(value.abs().max() > 0 for name, value in moved.items() if "lora_B" in name)
+
+
+def test_what_a_step_walks_through_once_is_what_upstream_walks_through_in_each_batch(tmp_path: Path) -> None:
+    trainer, _, _ = trained(recipe_of(tmp_path, "lora", False), PACKED, tmp_path / "packed")
+    batch = {"input_ids": torch.zeros(1, 7, dtype=torch.long)}
+    assert trainer.floating_point_ops(batch) == 42 * trainer.model.num_parameters(exclude_embeddings=True)
+    model = trainer.model
+    layer = model.get_base_model().model.layers[1].self_attn.q_proj
+    layer.eval()  # one of many, while the model itself says that it trains
+    assert model.train() is model and layer.training
+    model.eval()
+    assert not any(module.training for module in model.modules())
+    model.train()
+    assert all(module.training for module in model.modules())
+    assert gc.get_freeze_count() == 0

@@ -283,12 +283,22 @@ def test_weights_adapter_and_states_are_counted_exactly() -> None:
     assert sum(found.parts.values()) == found.peak == max(found.phases.values())
 
 
-def test_adapters_of_4_bit_models_are_bfloat16_and_those_of_float16_runs_float32() -> None:
-    recipe, config = recipe_of("qlora", "bfloat16"), config_of(**LLAMA_32_1B)
-    work, how = Work(1, 512, 512, 200, 512), {"checkpointing": True, "optim": "sgd", **FAST}
-    half, single = (memory.estimate(recipe, config, precision, work, **how) for precision in ("bfloat16", "float16"))
-    assert half is not None and single is not None
-    assert single.adapter == 2 * half.adapter
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "float32"])
+def test_adapters_gradients_and_states_are_float32_whatever_the_run_computes_in(method: str, precision: str) -> None:
+    recipe, config = recipe_of(method, precision), config_of(**SMALL)
+    work, how = Work(1, 8, 8, 4, 8), {"checkpointing": True, "optim": "adamw_torch_fused", **FAST}
+    found = memory.estimate(recipe, config, precision, work, accumulates=True, **how)
+    adapter = 4 * LAYERS * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 192))  # r, layers, inputs and outputs
+    assert found is not None
+    assert (found.adapter, found.gradients, found.optimizer) == (4 * adapter, 4 * adapter, 8 * adapter)
+
+
+def test_whole_layers_that_are_trained_beside_an_adapter_have_the_type_of_the_base() -> None:
+    recipe, config = recipe_of("qlora", "bfloat16", modules_to_save=["lm_head"]), config_of(**SMALL)
+    half, single = (memory._model(recipe, config, precision).trained for precision in ("bfloat16", "float16"))
+    sizes = [{tensor.dtype for tensor in trained if "lm_head" in tensor.name} for trained in (half, single)]
+    assert sizes == [{"BF16"}, {"F32"}]
 
 
 def test_states_that_are_paged_are_outside_of_the_peak() -> None:

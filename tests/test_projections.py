@@ -173,6 +173,23 @@ def test_projections_with_dropouts_of_their_own_are_computed_alone() -> None:
     assert [len(group) for group in seen] == [1, 1, 1, 1, 2, 1, 3, 1, 2, 1]
 
 
+@pytest.mark.parametrize("options", [{"rank_pattern": {"k_proj": 8}}, {"alpha_pattern": {"k_proj": 3}}])
+def test_adapters_of_other_ranks_or_scalings_are_computed_alone(options: dict[str, Any]) -> None:
+    model = lora(**options)
+    compute_together(model, checkpointing=False)
+    with watched() as seen:
+        computed(model)
+    assert [len(group) for group in seen] == [1, 1, 1, 1, 2, 1] * 2
+
+
+def test_an_answer_may_be_changed_in_place() -> None:
+    attention = lora().get_base_model().model.layers[0].self_attn
+    x = torch.randn(2, 5, 64, requires_grad=True)
+    compute_together(torch.nn.ModuleDict({"layers": attention}), checkpointing=False)
+    attention.q_proj(x).mul_(2).sum().backward()
+    assert x.grad is not None and x.grad.norm() > 0
+
+
 def test_an_answer_is_not_kept_for_another_input() -> None:
     attention = lora().get_base_model().model.layers[0].self_attn
     x, other = torch.randn(2, 5, 64), torch.randn(2, 5, 64)
@@ -492,6 +509,21 @@ def test_the_kernel_makes_the_bits_of_bitsandbytes(
     expected = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
     assert expected.dtype == dtype and expected.shape == shape
     assert torch.equal(dense(layer, dtype), expected)
+
+
+@needs_gpu
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16, torch.float32], ids=str)
+def test_what_type_4_bit_weights_are_kept_as_changes_no_value(storage: torch.dtype) -> None:
+    import bitsandbytes
+
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(1, 1)
+    layer.weight = bitsandbytes.nn.Params4bit(
+        torch.randn(96, 64).bfloat16(), requires_grad=False, quant_type="nf4", quant_storage=storage
+    ).cuda()
+    expected = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    assert layer.weight.dtype == storage
+    assert torch.equal(dense(layer, torch.bfloat16), expected)
 
 
 def on_the_gpu(make: Callable[[], Any], *, checkpointing: bool = False) -> None:

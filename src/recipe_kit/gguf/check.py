@@ -137,7 +137,7 @@ def _answers(
     file: Path, weights: Path, tokenizer: Any, allowed: float | None, report: Callable[[str], None]
 ) -> list[str]:
     """The logits of the folder's model and of the file's, where the folder's model answers greedily."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
     import torch
     from transformers import AutoModelForCausalLM
 

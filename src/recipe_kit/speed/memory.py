@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PretrainedConfig
@@ -103,20 +103,28 @@ def estimate(
     if unsupported(recipe, config):
         return None
     model = _model(recipe, config, precision)
-    numbers = _numbers(recipe, model, precision, work, fused_layers, in_place_adapters, attention)
-    if accumulates is None:
-        accumulates = int(recipe.training.get("gradient_accumulation_steps", 1)) > 1
-    moments = _moments(model, numbers, work, config, checkpointing, accumulates, optim)
+    found = moments(
+        recipe,
+        config,
+        precision,
+        work,
+        checkpointing=checkpointing,
+        optim=optim,
+        fused_layers=fused_layers,
+        in_place_adapters=in_place_adapters,
+        attention=attention,
+        accumulates=accumulates,
+    )
     buckets = model.trained_bytes if processes > 1 else 0  # DistributedDataParallel sends copies of the gradients
     paged = parameters.paged_bytes(optim, model.trained)
-    fixed = _Moment(gradients=buckets)
+    fixed = Moment(gradients=buckets)
     totals = {
         "weights": model.weights,
         "adapter": 0 if recipe.method == "full" else model.trained_bytes,
         "optimizer": parameters.optimizer_bytes(optim, model.trained) - paged,
     }
-    phases = {name: sum(totals.values()) + moment.bytes + fixed.bytes for name, moment in moments.items()}
-    peak = moments[max(phases, key=lambda name: phases[name])]
+    phases = {name: sum(totals.values()) + moment.bytes + fixed.bytes for name, moment in found.items()}
+    peak = found[max(phases, key=lambda name: phases[name])]
     return Estimate(
         **totals,
         gradients=peak.gradients + fixed.gradients,
@@ -126,6 +134,36 @@ def estimate(
         phases=phases,
         paged=paged,
     )
+
+
+def moments(
+    recipe: Recipe,
+    config: PretrainedConfig,
+    precision: str,
+    work: Work,
+    *,
+    checkpointing: bool,
+    optim: str,
+    fused_layers: bool,
+    in_place_adapters: bool,
+    attention: str,
+    accumulates: bool | None = None,
+    itemsize: int | None = None,
+) -> dict[str, Moment]:
+    """What comes and goes at each moment of a step, by its name; arguments as for `estimate`.
+
+    `itemsize` is that of weights and adapters as the layers see them, where they are kept in another type: sharded
+    ones are gathered in the computing type.
+    """
+    model = _model(recipe, config, precision)
+    if itemsize is not None:
+        trained = [replace(tensor, itemsize=itemsize) for tensor in model.trained]
+        adapter = itemsize if model.adapter_itemsize else 0
+        model = replace(model, trained=trained, itemsize=itemsize, adapter_itemsize=adapter)
+    numbers = _numbers(recipe, model, precision, work, fused_layers, in_place_adapters, attention)
+    if accumulates is None:
+        accumulates = int(recipe.training.get("gradient_accumulation_steps", 1)) > 1
+    return _moments(model, numbers, work, config, checkpointing, accumulates, optim)
 
 
 def card_needs(estimate: Estimate) -> int:
@@ -208,7 +246,7 @@ def _look(recipe: Recipe, config: PretrainedConfig, precision: str) -> _Model:
     full = recipe.method == "full"
     whole = base if full else parameters.adapt(recipe, base)
     trained = [
-        parameters.plain_tensor(name, value) if full else parameters.adapter_tensor(name, value, recipe, precision)
+        parameters.plain_tensor(name, value) if full else parameters.adapter_tensor(name, value, precision)
         for name, value in whole.named_parameters()
         if value.requires_grad
     ]
@@ -308,7 +346,7 @@ def _is_uneven(work: Work) -> bool:
 
 
 @dataclass(frozen=True)
-class _Moment:
+class Moment:
     """Bytes beside weights, adapter and optimiser states."""
 
     gradients: int = 0
@@ -329,7 +367,7 @@ def _moments(
     checkpointing: bool,
     accumulates: bool,
     optim: str,
-) -> dict[str, _Moment]:
+) -> dict[str, Moment]:
     """The moments at which a step can be largest."""
     stream, hidden = numbers.stream * work.tokens * model.hidden, model.hidden
     held = model.trained_bytes if accumulates else 0
@@ -344,33 +382,33 @@ def _moments(
         if not model.trains_embeddings:  # nothing before the first layer's adapter needs a gradient
             kept -= _kept(model, model.first, numbers, work) - _kept(model, model.first, numbers, work, first=True)
     head_forward, head_backward, head_gradient = _head(model, numbers, work)
-    forward = _Moment(held, kept + shared + final, head_forward, _CUBLAS + copies + _dense(model, numbers, False))
+    forward = Moment(held, kept + shared + final, head_forward, _CUBLAS + copies + _dense(model, numbers, False))
     in_backward = 2 * _CUBLAS + (0 if checkpointing else copies)
-    head = _Moment(held, kept + shared + final, head_backward, in_backward)
+    head = Moment(held, kept + shared + final, head_backward, in_backward)
     embeddings = model.embedding_bytes
     moments = {"forward": forward, "head": head}
     after_head = held + (head_gradient if model.trains_head else 0)
     passing = activations.norm_passing(hidden, numbers, itemsize=numbers.stream) * work.tokens
-    candidates = [_Moment(after_head, kept + shared + final, 0, in_backward + passing)]
+    candidates = [Moment(after_head, kept + shared + final, 0, in_backward + passing)]
     for layer in model.layers:
         again = 0
         if checkpointing:
             again = _kept(model, layer, numbers, work) - activations.shared_input(layer, numbers) * work.tokens
             again += copies // sum(model.layers.values())
         needed = activations.passing(layer, numbers) * work.tokens + _dense(model, numbers, checkpointing)
-        candidates.append(_Moment(after_head, kept + shared + again, 0, in_backward + needed))
+        candidates.append(Moment(after_head, kept + shared + again, 0, in_backward + needed))
         free = activations.feed_forward(layer, numbers) * work.tokens
         needed = activations.attention_passing(layer, numbers, work.rows, work.row_tokens, work.tokens)
         candidates.append(
-            _Moment(after_head, kept + shared + again - free, 0, in_backward + needed + _dense(model, numbers, False))
+            Moment(after_head, kept + shared + again - free, 0, in_backward + needed + _dense(model, numbers, False))
         )
     moments["backward"] = max(candidates, key=lambda moment: moment.bytes)
     # At the end: the embeddings' gradient is dense, and is added to the head's, or to the one that was there.
     more = embeddings if model.trains_embeddings and (model.tied or accumulates) else 0
     more += embeddings if model.tied and model.trains_head and accumulates else 0
-    moments["end of backward"] = _Moment(model.trained_bytes + more, shared + 2 * stream, 0, 2 * _CUBLAS)
+    moments["end of backward"] = Moment(model.trained_bytes + more, shared + 2 * stream, 0, 2 * _CUBLAS)
     roots = model.trained_bytes if optim == "adamw_torch" else 0  # square roots of all second moments at once
-    moments["optimizer"] = _Moment(model.trained_bytes, 0, 0, 2 * _CUBLAS + roots)
+    moments["optimizer"] = Moment(model.trained_bytes, 0, 0, 2 * _CUBLAS + roots)
     return moments
 
 

@@ -86,14 +86,10 @@ def adapt(recipe: Recipe, model: PreTrainedModel) -> Any:
         raise ModelError(f"lora: {first_line(error)}") from error
 
 
-def adapter_tensor(name: str, value: torch.Tensor, recipe: Recipe, precision: str) -> Tensor:
-    """TRL makes the adapter of a 4-bit model bfloat16, DoRA's magnitudes apart; our trainer undoes it elsewhere."""
+def adapter_tensor(name: str, value: torch.Tensor, precision: str) -> Tensor:
+    """As `trainer.make_trainer` trains it, in float32 under every method; in bfloat16 whole layers keep their type."""
     tensor = plain_tensor(name, value)
-    if precision != "bfloat16":
-        return Tensor(name, tensor.shape, "F32", 4)
-    if recipe.method == "qlora" and "lora_magnitude_vector" not in name:
-        return Tensor(name, tensor.shape, "BF16", 2)
-    return tensor
+    return tensor if precision == "bfloat16" else Tensor(name, tensor.shape, "F32", 4)
 
 
 def plain_tensor(name: str, value: torch.Tensor) -> Tensor:

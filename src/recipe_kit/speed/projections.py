@@ -12,7 +12,7 @@ adapter or plain weights, and what is evaluated goes PEFT's, bitsandbytes' and P
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -28,23 +28,16 @@ GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 @dataclass(frozen=True)
 class _Member:
-    """One linear layer: its weight, and its adapter if it has one."""
+    """One linear layer: its weight, and its adapter if it has one.
+
+    Layers are kept, and their weights looked up at each call: whoever moves or loads a model may replace them.
+    """
 
     module: Any
     base: Any
     adapter: str | None
-
-    @property
-    def down(self) -> torch.Tensor:
-        """A, of shape (rank, inputs)."""
-        weight: torch.Tensor = self.module.lora_A[self.adapter].weight
-        return weight.detach()
-
-    @property
-    def up(self) -> torch.Tensor:
-        """B, of shape (outputs, rank)."""
-        weight: torch.Tensor = self.module.lora_B[self.adapter].weight
-        return weight.detach()
+    down: Any = None  # A, a layer whose weight has shape (rank, inputs)
+    up: Any = None  # B, of shape (outputs, rank)
 
     @property
     def scaling(self) -> float:
@@ -56,16 +49,18 @@ class _Member:
         return float(layer.p) if isinstance(layer, torch.nn.Dropout) else 0.0
 
     @property
-    def trained(self) -> bool:
-        return bool(self.base.weight.requires_grad)
+    def alike(self) -> tuple[float, float, int]:
+        """What adapters of one group have in common."""
+        return self.dropout, self.scaling, self.down.weight.shape[0]
 
     def parameters(self) -> list[torch.Tensor]:
         """The tensors that may get a gradient: weight and bias where they are trained, then A and B."""
-        found = [self.base.weight] if self.trained else []
-        if self.base.bias is not None and self.base.bias.requires_grad:
-            found.append(self.base.bias)
+        weight, bias = self.base.weight, self.base.bias
+        found = [weight] if weight.requires_grad else []
+        if bias is not None and bias.requires_grad:
+            found.append(bias)
         if self.adapter:
-            found += [self.module.lora_A[self.adapter].weight, self.module.lora_B[self.adapter].weight]
+            found += [self.down.weight, self.up.weight]
         return found
 
 
@@ -91,7 +86,7 @@ def compute_together(model: torch.nn.Module, *, checkpointing: bool) -> int:
         together = [member]
         if group:
             others = [members[other] for leaf in group[1:] if (other := f"{parent}.{leaf}") in members]
-            if len(others) == len(group) - 1 and _one_dropout([member, *others]):
+            if len(others) == len(group) - 1 and _alike([member, *others]):
                 together = [member, *others]
         module = member.module
         module._kit = _Together(together, checkpointing)
@@ -147,7 +142,7 @@ def _member(module: torch.nn.Module) -> _Member | None:
             and module.lora_A[name].bias is None
             and module.lora_B[name].bias is None
         )
-        return _Member(module, base, name) if plain else None
+        return _Member(module, base, name, module.lora_A[name], module.lora_B[name]) if plain else None
     return _Member(module, module, None) if _is_linear(module) else None
 
 
@@ -155,8 +150,8 @@ def _is_linear(module: torch.nn.Module) -> bool:
     return type(module) is torch.nn.Linear or (type(module).__name__ == "Linear4bit" and is_4bit(module))
 
 
-def _one_dropout(members: Sequence[_Member]) -> bool:
-    return len({member.dropout for member in members if member.adapter}) <= 1
+def _alike(members: Sequence[_Member]) -> bool:
+    return len({member.alike for member in members if member.adapter}) <= 1
 
 
 def _forward(self: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
@@ -173,94 +168,113 @@ def _forward(self: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> tor
     members = together.members
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    flat = x.reshape(-1, x.shape[-1]).to(dtype)
+    parameters = [parameter for member in members for parameter in member.parameters()]
     with torch.autocast(device, enabled=False):
-        parameters = [parameter for member in members for parameter in member.parameters()]
         answers: tuple[torch.Tensor, ...] = _Projections.apply(  # type: ignore[no-untyped-call]
-            flat, members, together.checkpointing, *parameters
+            x.to(dtype), members, together.checkpointing, *parameters
         )
-    shaped = [answer.view(*x.shape[:-1], answer.shape[-1]) for answer in answers]
-    for member, answer in zip(members[1:], shaped[1:], strict=True):
+    for member, answer in zip(members[1:], answers[1:], strict=True):
         member.module._kit.answer = (x, answer)
-    return shaped[0]
+    return answers[0]
 
 
 class _Projections(torch.autograd.Function):
-    """y_i = x W_i^T + b_i + s_i dropout(x) A_i^T B_i^T for linear layers of one input x of shape (tokens, inputs).
+    """y_i = x W_i^T + b_i + s dropout(x) A_i^T B_i^T for linear layers of one input x of shape (..., inputs).
 
     LoRA is Hu et al., 2021 (arXiv:2106.09685), equation 3. Layers of one input share the values that dropout takes
-    away, where PEFT draws anew for each; each layer by itself sees the same distribution.
+    away, where PEFT draws anew for each; each layer by itself sees the same distribution. A small step takes as long
+    as the processor needs for it, so there are few calls here: adapters of one input are cast and scaled as one
+    tensor, and shapes change in here, where autograd does not see it.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, members: Sequence[_Member], checkpointing: bool, *parameters: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
+        shape, dtype = x.shape[:-1], x.dtype
+        x = x.reshape(-1, x.shape[-1])
         adapted = [member for member in members if member.adapter]
-        mask = small = downs = None
-        ups: list[torch.Tensor] = []
+        mask = small = downs = ups = None
+        parts: Iterator[tuple[torch.Tensor, torch.Tensor]] = iter(())
         if adapted:
             seen = x
-            if adapted[0].dropout:
-                seen, mask = torch.native_dropout(x, adapted[0].dropout, True)
-            downs = _joined([member.down for member in adapted]).to(x.dtype)
+            if dropout := adapted[0].dropout:
+                seen, mask = torch.native_dropout(x, dropout, True)
+            downs = _joined([member.down.weight for member in adapted]).to(dtype)
+            ups = (_joined([member.up.weight for member in adapted]) * adapted[0].scaling).to(dtype)
             small = seen @ downs.t()  # (tokens, the sum of the ranks)
-            ups = [(member.up * member.scaling).to(x.dtype) for member in adapted]
+            parts = _each(adapted, small, ups)
         answers, kept = [], []
-        parts = iter(() if small is None else torch.split(small, [up.shape[1] for up in ups], dim=1))
-        scaled_ups = iter(ups)
         for member in members:
-            weight, bias = dense(member.base, x.dtype), member.base.bias
+            weight, bias = dense(member.base, dtype), member.base.bias
             if member.adapter:
-                update = next(scaled_ups).t()
+                part, up = next(parts)
                 # The update first, and the product of the frozen weight onto it, in one pass over the output.
-                answer = next(parts) @ update if bias is None else torch.addmm(bias.to(x.dtype), next(parts), update)
+                answer = part @ up.t() if bias is None else torch.addmm(bias.to(dtype), part, up.t())
                 answer.addmm_(x, weight.t())
             else:
-                answer = torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
-            answers.append(answer)
+                answer = torch.nn.functional.linear(x, weight, None if bias is None else bias.to(dtype))
+            # No view, which autograd would not let anyone change.
+            answers.append(torch.ops.aten._unsafe_view(answer, [*shape, answer.shape[-1]]))
             # In checkpointing's first pass nothing that is saved here is kept; in its second, until backward.
-            kept.append(weight if checkpointing and is_4bit(member.base) else None)
-        needed = bool(adapted) or any(member.trained for member in members)
-        ctx.save_for_backward(x if needed else None, mask, small, downs, *ups, *kept)
-        ctx.members, ctx.adapted, ctx.dtype = members, adapted, x.dtype
+            if checkpointing and is_4bit(member.base):
+                kept.append(weight)
+        needed = bool(adapted) or any(member.base.weight.requires_grad for member in members)
+        ctx.save_for_backward(x if needed else None, mask, small, downs, ups, *kept)
+        ctx.members, ctx.adapted, ctx.shape, ctx.dtype = members, adapted, shape, dtype
         return tuple(answers)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         members, adapted, dtype = ctx.members, ctx.adapted, ctx.dtype
-        x, mask, small, downs, *rest = ctx.saved_tensors
-        ups, kept = rest[: len(adapted)], rest[len(adapted) :]
-        scale = 1 / (1 - adapted[0].dropout) if mask is not None else 1.0
+        x, mask, small, downs, ups, *kept = ctx.saved_tensors
+        gradients = tuple(gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients)
         down_gradients: list[torch.Tensor] = []
         up_gradients: list[torch.Tensor] = []
         x_gradient = None
         if adapted:
             reached = [gradient for member, gradient in zip(members, gradients, strict=True) if member.adapter]
-            ranks = [up.shape[1] for up in ups]
-            for member, gradient, part in zip(adapted, reached, small.split(ranks, dim=1), strict=True):
-                up_gradients.append(_product(gradient.t(), part, member.up.dtype).mul_(member.scaling))
-            small_gradient = _joined([g @ up for g, up in zip(reached, ups, strict=True)], dim=1)
+            small_gradients = []
+            for member, gradient, (part, up) in zip(adapted, reached, _each(adapted, small, ups), strict=True):
+                up_gradients.append(_product(gradient.t(), part, member.up.weight.dtype))
+                small_gradients.append(gradient @ up)
+            torch._foreach_mul_(up_gradients, adapted[0].scaling)
+            small_gradient = _joined(small_gradients, dim=1)
+            scale = 1.0 if mask is None else 1 / (1 - adapted[0].dropout)
             seen = x if mask is None else torch.ops.aten.native_dropout_backward(x, mask, scale)
-            down_gradients = list(torch.split(_product(small_gradient.t(), seen, adapted[0].down.dtype), ranks))
+            down = adapted[0].down.weight
+            down_gradients = list(torch.split(_product(small_gradient.t(), seen, down.dtype), down.shape[0]))
             if ctx.needs_input_grad[0]:
                 x_gradient = small_gradient @ downs
                 if mask is not None:
                     x_gradient = torch.ops.aten.native_dropout_backward(x_gradient, mask, scale)
         if ctx.needs_input_grad[0]:
-            for member, gradient, weight in zip(members, gradients, kept, strict=True):
-                weight = dense(member.base, dtype) if weight is None else weight
+            made = iter(kept)
+            for member, gradient in zip(members, gradients, strict=True):
+                weight = next(made) if kept and is_4bit(member.base) else dense(member.base, dtype)
                 x_gradient = gradient @ weight if x_gradient is None else x_gradient.addmm_(gradient, weight)
+            assert x_gradient is not None  # there is a layer
+            x_gradient = x_gradient.view(*ctx.shape, x_gradient.shape[-1])
         found: list[torch.Tensor | None] = []
         for member, gradient in zip(members, gradients, strict=True):
             weight, bias = member.base.weight, member.base.bias
-            if member.trained:
+            if weight.requires_grad:
                 found.append(_product(gradient.t(), x, weight.dtype))
             if bias is not None and bias.requires_grad:
                 found.append(gradient.sum(0, dtype=torch.float32).to(bias.dtype))
             if member.adapter:
                 found += [down_gradients.pop(0), up_gradients.pop(0)]
         return (x_gradient, None, None, *found)
+
+
+def _each(
+    adapted: Sequence[_Member], small: torch.Tensor, ups: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Of each adapter, its columns of x A^T and its scaled B."""
+    if len(adapted) == 1:
+        return iter([(small, ups)])
+    outputs = [member.up.weight.shape[0] for member in adapted]
+    return zip(torch.split(small, ups.shape[1], dim=1), torch.split(ups, outputs), strict=True)
 
 
 def _joined(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
