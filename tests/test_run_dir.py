@@ -18,6 +18,7 @@ def make_run(folder: Path, status: str, *, checkpoint: bool = False) -> Path:
     )
     if checkpoint:
         (folder / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+        (folder / "checkpoints" / "checkpoint-2" / "complete.json").write_text("{}")
     return folder
 
 

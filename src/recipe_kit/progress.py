@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from recipe_kit import run_dir
+
 
 def peak_memory_bytes() -> int:
     """The most memory this process has held: allocated on its GPU, or resident where there is none."""
@@ -52,6 +54,7 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
     """Writes each logged step to `training_log.jsonl`, and shows loss, speed, memory and time left on stderr.
 
     Speed counts all tokens the model read, padding left out, over all ranks, per second since the last logged step.
+    Where a run goes on from a checkpoint, lines of later steps are taken out of the log: those steps are done again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,12 +63,26 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
         self.started = self.last = time.monotonic()
         self.last_tokens = 0
         self.first_step = 0
+        self.seconds_before = 0.0  # in processes that were stopped
+        self.unwritten = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.started = self.last = time.monotonic()
         self.first_step = state.global_step
+        if state.is_world_process_zero and self.path.is_file():
+            lines = self.path.read_text("utf-8").splitlines(keepends=True)
+            run_dir.write_text(self.path, "".join(line for line in lines if _is_before(line, self.first_step)))
+
+    def go_on(self, seconds: float, tokens: int) -> None:
+        """Time and tokens count on from what they were at the checkpoint."""
+        self.seconds_before, self.last_tokens = seconds, tokens
+
+    def pause(self, seconds: float) -> None:
+        """So much of the time that passed was no training."""
+        self.started += seconds
+        self.last += seconds
 
     def on_log(
         self,
@@ -79,15 +96,24 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
         now = time.monotonic()
-        line: dict[str, Any] = {"step": state.global_step, "seconds": round(now - self.started, 3), **logs}
+        seconds = self.seconds_before + now - self.started
+        line: dict[str, Any] = {"step": state.global_step, "seconds": round(seconds, 3), **logs}
         if "loss" in logs:
             self.tokens = int(logs.get("num_tokens", 0))
             line["tokens_per_second"] = round((self.tokens - self.last_tokens) / max(now - self.last, 1e-9), 1)
             line["peak_memory_bytes"] = peak_memory_bytes()
             self.last, self.last_tokens = now, self.tokens
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._write(json.dumps(line) + "\n")
         self._show(line, state, now)
+
+    def _write(self, line: str) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:  # a full disk ends no training
+            if not self.unwritten:
+                self._print(f"{self.path} cannot be written ({error.strerror or error}): steps are shown here only")
+            self.unwritten = True
 
     def _show(self, line: dict[str, Any], state: TrainerState, now: float) -> None:
         place = f"step {state.global_step}/{state.max_steps}"
@@ -105,3 +131,11 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
     def _print(text: str) -> None:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
+
+
+def _is_before(line: str, step: int) -> bool:
+    """Whether a line of the log is whole and of a step up to this one."""
+    try:
+        return line.endswith("\n") and int(json.loads(line)["step"]) <= step
+    except (ValueError, KeyError, TypeError):
+        return False

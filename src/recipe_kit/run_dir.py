@@ -2,6 +2,7 @@
 
     runs/<name>/<time>/
       recipe.yaml          the recipe as it was run, every value written out
+      recipe.before-step-N.yaml  that of the steps before N, where a run was gone on with by another recipe
       run.json             what happened: RunInfo
       training_log.jsonl   one line per logged step
       metrics.json         base against tuned on the held-out rows: Metrics
@@ -15,7 +16,7 @@
       merged/              the adapter in 16-bit weights: plain transformers
       gguf/                the merged weights for llama.cpp and Ollama
       README.md            the model card
-      checkpoints/         for --resume
+      checkpoints/         for --resume: checkpoint-STEP, each whole (`recipe_kit.checkpoints`)
       tensorboard/         curves
     runs/<name>/latest     -> the newest finished run
 
@@ -40,6 +41,7 @@ from recipe_kit.errors import RunError
 from recipe_kit.suggest import did_you_mean
 
 RECIPE = "recipe.yaml"
+RECIPE_BEFORE = "recipe.before-step-{step}.yaml"
 RUN = "run.json"
 LOG = "training_log.jsonl"
 METRICS = "metrics.json"
@@ -56,6 +58,7 @@ CARD = "README.md"
 LICENSE = "license"
 LICENSE_TEXT = re.compile(r"(LICEN[CS]E|COPYING|USE_POLICY)[\w-]*(\.(txt|md))?", re.IGNORECASE)  # files in it
 CHECKPOINTS = "checkpoints"
+CHECKPOINT_COMPLETE = "complete.json"  # in a checkpoint that was written to its end
 TENSORBOARD = "tensorboard"
 LATEST = "latest"
 
@@ -86,6 +89,7 @@ class RunInfo(TypedDict):
     data: dict[str, Any]  # per split: sources, counts, content_sha256; and the formatter with its source's hash
     proofs: NotRequired[list[dict[str, Any]]]  # name, ok, detail, remedy, fatal of each proof
     training: NotRequired[dict[str, Any]]  # steps, epochs, effective_batch_size, losses, tokens, seconds, memory
+    changed_on_resume: NotRequired[list[dict[str, Any]]]  # step, at, changes: what was accepted, oldest first
     speed: NotRequired[dict[str, Any]]  # how steps are computed; `parts` of each batch, where memory ran out
     merge: NotRequired[dict[str, Any]]  # what `merged/` was made of, and its parity with the adapter model
     card_sha256: NotRequired[str]  # of the model card that the kit wrote last; another one was changed by hand
@@ -218,7 +222,7 @@ def newest_unfinished(runs_dir: Path, name: str) -> Path:
         else []
     )
     for run in runs:
-        if run.name != LATEST and read(run)["status"] != "finished" and any((run / CHECKPOINTS).glob("checkpoint-*")):
+        if run.name != LATEST and read(run)["status"] != "finished" and has_checkpoint(run):
             return run
     raise RunError(f"nothing to resume: {folder} has no unfinished run with a checkpoint; start without --resume")
 
@@ -246,9 +250,26 @@ def require_finished(run: Path) -> RunInfo:
     reason = f" ({info['error']})" if "error" in info else ""
     if info["status"] == "running" and is_alive(info):
         raise RunError(f"{run}: this run is still training; wait until it has finished")
-    goes_on = any((run / CHECKPOINTS).glob("checkpoint-*"))
-    then = "continue it with `recipe-kit train ... --resume`" if goes_on else "train again: it left no checkpoint"
+    then = (
+        "continue it with `recipe-kit train ... --resume`"
+        if has_checkpoint(run)
+        else "train again: it left no checkpoint"
+    )
     raise RunError(f"{run}: this run is {info['status']}{reason}; {then}")
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether some checkpoint of this run was written to its end."""
+    return any((run / CHECKPOINTS).glob(f"checkpoint-*/{CHECKPOINT_COMPLETE}"))
+
+
+def counted_from(training: Mapping[str, Any]) -> int:
+    """The step from which tokens, seconds and losses in a run's `training` count: 0, or where it was resumed without.
+
+    Runs of earlier versions counted from where they were resumed, and do not say so.
+    """
+    step = training.get("counted_from_step", training.get("resumed_at_step"))
+    return step if isinstance(step, int) else 0
 
 
 def process() -> dict[str, Any]:
