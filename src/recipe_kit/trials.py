@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any, Literal
 
-from recipe_kit import run_dir
+from recipe_kit import run_dir, signals
 from recipe_kit.errors import RunError
 from recipe_kit.recipe import Recipe, load_recipe, recipe_digest
 
@@ -79,6 +80,7 @@ def find_finished(trial: Trial, runs_dir: str | Path) -> Path | None:
         info = _info(run)
         processes = trial.num_processes or trial.recipe.launch.num_processes or info.get("processes")
         same = info.get("recipe_sha256") == trial.digest and info.get("processes") == processes
+        same = same and not info.get("changed_on_resume")  # another recipe trained its first steps
         if same and info.get("status") == "finished":
             return run
     return None
@@ -94,8 +96,8 @@ def train(
     """Train a trial to its end and say how it ended.
 
     `watch` sees each line of the run's training log as it is written and may stop the run; `echo` gets what the child
-    says on stderr. On an interrupt (or SIGTERM, SIGHUP) the child may write down where it was, then KeyboardInterrupt
-    is raised.
+    says on stderr. On an interrupt (or SIGTERM, SIGUSR1, SIGHUP) the child may save where it is, then
+    KeyboardInterrupt is raised: Stopped, which knows the exit code. So it is when the child alone was asked to stop.
     """
     runs_dir = Path(runs_dir)
     before = set(_runs(trial, runs_dir))
@@ -126,6 +128,8 @@ def train(
         return Outcome("finished", run)
     if reason is not None:
         return Outcome("stopped", run, reason)
+    if process.returncode in (signals.EXIT_CODE, 128 + signal.SIGINT):  # somebody else asked it to stop
+        raise signals.Stopped(signal.SIGINT if process.returncode != signals.EXIT_CODE else signal.SIGTERM)
     return Outcome("failed", run, _sentence(info, said, process.returncode))
 
 
@@ -214,16 +218,20 @@ def _stopped_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    names = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    names = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
     before = {name: signal.getsignal(name) for name in names}
     for name in names:
         if before[name] != signal.SIG_IGN:
-            signal.signal(name, signal.default_int_handler)
+            signal.signal(name, _interrupt)
     try:
         yield
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise signals.Stopped(signal.Signals(number))
 
 
 def _stop(process: subprocess.Popen[str], first: signal.Signals = signal.SIGINT) -> None:
@@ -251,7 +259,7 @@ def _read(stream: IO[str] | None, said: list[str], echo: Callable[[str], None], 
 
 def _sentence(info: dict[str, Any], said: Sequence[str], code: int | None) -> str:
     """Why a trial failed: its own sentence, else what its run folder says, else the last it said."""
-    own = [line.removeprefix("recipe-kit: ") for line in said if line.startswith("recipe-kit: ")]
+    own = [line.partition(": ")[2] for line in said if line.startswith(("recipe-kit: ", "recipe-kit, process "))]
     if own:
         return own[-1]
     if info.get("error"):

@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from recipe_kit.errors import OutOfMemory, RecipeKitError
+from recipe_kit import ranks, signals
+from recipe_kit.errors import RecipeKitError
 from recipe_kit.out_of_memory import Watch, explained
+from recipe_kit.signals import Stopped
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,15 +26,24 @@ def is_first_rank() -> bool:
 
 
 def fail(error: RecipeKitError) -> None:
-    """Print the sentence once, whatever the number of ranks, and leave with exit code 1.
-
-    Memory runs out in one rank, which the others know nothing of.
-    """
-    if is_first_rank():
-        click.echo(f"recipe-kit: {error}", err=True)
-    elif isinstance(error, OutOfMemory):
-        click.echo(f"recipe-kit, process {os.environ['RANK']}: {error}", err=True)
+    """Print the sentence once, whatever the number of ranks, and leave with exit code 1."""
+    if ranks.count() > 1:
+        ranks.fail(error)
+    click.echo(f"recipe-kit: {error}", err=True)
     sys.exit(1)
+
+
+def stop(stopped: Stopped) -> None:
+    """Say what was stopped and how to go on, once, and leave with its exit code."""
+    if (listener := signals.listener()) is not None:
+        listener.ignore()
+    if is_first_rank():
+        signals.say(stopped.sentence)
+    if ranks.count() > 1:
+        if stopped.step is not None:  # all of them stopped at the same step
+            leave_together()
+        ranks.leave(stopped.exit_code)
+    sys.exit(stopped.exit_code)
 
 
 class _Explained:
@@ -44,6 +55,12 @@ class _Explained:
                 return super().invoke(ctx)  # type: ignore[misc]
         except RecipeKitError as error:
             return fail(error)
+        except Stopped as stopped:
+            return stop(stopped)
+        except Exception as error:
+            if ranks.count() == 1 or isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
+                raise
+            ranks.fail(error)
 
 
 class Sentence(_Explained, click.Command):
