@@ -32,6 +32,7 @@ import recipe_kit.varlen  # noqa: F401, registers its attention with transformer
 from recipe_kit.errors import ModelError
 from recipe_kit.local_models import local_folder
 from recipe_kit.recipe import ModelSection, Recipe
+from recipe_kit.topology import strategy_here
 
 # Some templates write today's date (Llama 3.1 and later, gpt-oss): training one day and serving another would
 # differ. This is the date that Llama's template itself falls back to.
@@ -151,11 +152,12 @@ def load_model(
         options["use_kernels"] = True
     if quantize:
         options["quantization_config"] = quantization_config(recipe, precision)
-    if quantize or not uses_cpu(recipe):
+    if (quantize or not uses_cpu(recipe)) and not _read_in_shares(quantize):
         # Straight to its device, a file at a time: a 7B model in 16 bits does not fit into a free machine's memory.
         options["device_map"] = {"": "cpu" if uses_cpu(recipe) else int(os.environ.get("LOCAL_RANK", 0))}
     model: PreTrainedModel = _from_pretrained(AutoModelForCausalLM, recipe.model, **options)
-    embeddings = model.get_input_embeddings().weight.shape[0]
+    weight = model.get_input_embeddings().weight
+    embeddings = getattr(weight, "ds_shape", weight.shape)[0]  # ZeRO-3 leaves weights empty, and notes their shapes
     if len(tokenizer) > embeddings:
         if not recipe.trains_embeddings:
             raise ModelError(
@@ -165,6 +167,16 @@ def load_model(
             )
         model.resize_token_embeddings(len(tokenizer))
     return model
+
+
+def _read_in_shares(quantize: bool) -> bool:
+    """Whether no GPU gets all of the weights: ZeRO-3 splits them while they are read, FSDP2 from the machine's memory.
+
+    Not 4-bit ones under FSDP2: bitsandbytes makes them on the GPU, all of them on each, before they are split.
+    """
+    strategy = strategy_here()
+    from_memory = os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() == "true"
+    return strategy == "zero3" or (strategy == "fsdp2" and from_memory and not quantize)
 
 
 def model_dtype(recipe: Recipe, precision: str) -> torch.dtype:
