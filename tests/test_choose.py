@@ -180,6 +180,34 @@ def test_a_run_that_is_continued_may_have_other_micro_batches(tmp_path: Path) ->
     assert as_begun(here, arguments, {}) == here  # a run folder of an earlier version
 
 
+@pytest.mark.parametrize(
+    ("processes", "sizes"),
+    [
+        ((1, 2), (8, 2)),  # 32 rows a step in both
+        ((2, 1), (8, 8)),
+        ((1, 8), (4, 1)),
+        ((1, 3), (8, 4)),  # 32 rows cannot be shared out among three: said elsewhere, as a change to accept
+    ],
+)
+def test_a_run_that_is_continued_by_more_processes_keeps_the_rows_of_a_step(
+    tmp_path: Path, processes: tuple[int, int], sizes: tuple[int, int]
+) -> None:
+    recipe = recipe_of(tmp_path, ", per_device_train_batch_size: 16, gradient_accumulation_steps: 16")
+    here = chosen(recipe, "h100")
+    speed = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}
+    found = as_begun(here, training_arguments(recipe, "float32", here.training), speed, processes=processes)
+    arguments = training_arguments(recipe, "float32", found.training)
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == sizes
+
+
+def test_what_was_set_anew_in_the_recipe_is_left_to_it(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, ", per_device_train_batch_size: 2, gradient_accumulation_steps: 1")
+    here = chosen(recipe, "h100")
+    arguments = training_arguments(recipe, "float32", here.training)
+    speed = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}
+    assert as_begun(here, arguments, speed, set_anew={"gradient_accumulation_steps"}) == here
+
+
 # --- packed, padded or joined rows
 
 
@@ -430,6 +458,7 @@ def test_sharded_weights_are_not_computed_together(
 ) -> None:
     recipe = recipe_of(tmp_path)
     arguments = training_arguments(recipe, "float32")
+    monkeypatch.setenv("FSDP_VERSION", "2")
     for sharded in (False, True):
         monkeypatch.setenv(variable, str(sharded).lower())
         found = choose(recipe, SMALL, "bfloat16", arguments, LENGTHS, 0.5, CARDS["h100"], planned=True)

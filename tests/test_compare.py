@@ -239,6 +239,7 @@ ROUGE = {"scores.rouge1": entry("ROUGE-1", 0.3)}
         ({"info": {"processes": 2}}, "processes", "speed", "in 2 processes instead of 1"),
         ({"info": {"hardware": {"device": "cuda", "name": "H100"}}}, "hardware", "speed", "H100 instead of 2 x86_64"),
         ({"info": {"training.resumed_at_step": 4}}, "resumed", "speed", "resumed at step 4"),
+        ({"info": {"changed_on_resume": [{"step": 4}]}}, "changed on the way", "all", "packages changed at step 4"),
     ],
 )  # fmt: skip
 def test_what_is_not_equal_is_marked_in_a_sentence(
@@ -549,6 +550,15 @@ def test_a_resumed_run_has_no_cost_since_it_recorded_its_last_part_only(tmp_path
     assert [entry.figures["cost"] for entry in comparison.entries] == [pytest.approx(0.1), None]
     assert "none is shown for a resumed run" in comparison.remarks[-1]
     assert "resumed at step 5: its tokens, speed and time count from there" in as_text(comparison)
+
+
+def test_a_resumed_run_whose_totals_are_whole_is_compared_like_any_other(tmp_path: Path) -> None:
+    resumed = {"training.resumed_at_step": 5, "training.counted_from_step": 0}
+    folders = make_run(tmp_path / "a"), make_run(tmp_path / "b", info=resumed)
+    comparison = compare_runs(folders, price_per_hour=4.0)
+    assert [entry.figures["cost"] for entry in comparison.entries] == [pytest.approx(0.1)] * 2
+    assert "of a resumed run, steps that were done twice are counted once" in comparison.remarks[-1]
+    assert "count from there" not in as_text(comparison)
 
 
 def test_numbers_that_round_to_zero_are_zero() -> None:

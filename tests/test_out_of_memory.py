@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ import torch
 import trl
 from click.testing import CliRunner
 
-from recipe_kit import out_of_memory, run_dir
+from recipe_kit import out_of_memory, ranks, run_dir
 from recipe_kit.cli._common import Sentence
 from recipe_kit.errors import ModelError, OutOfMemory
 from recipe_kit.halving import HalvingTrainer, cut, row_count
@@ -207,7 +208,9 @@ def test_a_command_that_runs_out_of_memory_ends_with_a_sentence_on_any_rank(
     def measure() -> None:
         raise torch.OutOfMemoryError(SAID)
 
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(ranks, "leave", sys.exit)
     done = CliRunner().invoke(measure)
     assert done.exit_code == 1
     assert done.stderr == (

@@ -177,8 +177,10 @@ def test_a_mistake_in_the_ranks_is_one_sentence_and_exit_one(tmp_path: Path, pro
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_an_interrupt_ends_with_a_word_and_a_resumable_run(tmp_path: Path, processes: str) -> None:
+@pytest.mark.parametrize(("processes", "number", "code"), [("1", signal.SIGTERM, 75), ("2", signal.SIGINT, 130)])
+def test_a_request_to_stop_ends_with_a_word_and_a_run_to_go_on_with(
+    tmp_path: Path, processes: str, number: signal.Signals, code: int
+) -> None:
     words = [BIN / "recipe-kit", "train", "quickstart", "--profile", "smoke", "--num-processes", processes]
     more = ["--set", "training.max_steps=2000", "--set", "training.logging_steps=5", "--runs-dir", tmp_path]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -196,11 +198,15 @@ def test_an_interrupt_ends_with_a_word_and_a_resumable_run(tmp_path: Path, proce
         for line in process.stderr:
             said.append(line)
             if line.startswith("step 10/"):
-                os.killpg(process.pid, signal.SIGINT)
-    assert process.returncode != 0
+                # A terminal sends to the group, a scheduler often to the first process alone.
+                (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    assert process.returncode == code
     assert "Traceback" not in "".join(said)
-    assert "--resume continues from the last checkpoint" in said[-1]
-    assert run_dir.read(run_dir.newest_unfinished(tmp_path, "quickstart"))["status"] == "interrupted"
+    run = run_dir.newest_unfinished(tmp_path, "quickstart")
+    assert run_dir.read(run)["status"] == "interrupted"
+    assert said[-1].startswith(f"stopped by {number.name} after step 1")
+    assert f"go on with: recipe-kit train quickstart --runs-dir {tmp_path}" in said[-1]
+    assert said[-1].endswith(f"--num-processes {processes} --resume {run}\n")
 
 
 PLAIN_PEFT = """

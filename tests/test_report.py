@@ -218,6 +218,7 @@ def test_a_run_without_a_logged_step_has_a_page(tmp_path: Path) -> None:
 
 def test_a_failed_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "checkpoint-5").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "checkpoint-5" / "complete.json").write_text("{}")
     run = make_run(tmp_path, info={"status": "failed", "error": "CUDA out of memory <b>", "training": None})
     found = said(run)
     assert found.startswith("The run failed before anything was measured\nThis run failed: CUDA out of memory <b>.")
@@ -256,7 +257,9 @@ def test_several_gpus_are_named_and_whose_memory_was_measured(tmp_path: Path) ->
 
 def test_a_resumed_run_says_since_when_its_time_counts(tmp_path: Path) -> None:
     info = {"training": INFO["training"] | {"resumed_at_step": 50}}
-    assert "4 min 10 s on 2 CPU cores since step 50, where it was resumed" in said(make_run(tmp_path, info=info))
+    assert "4 min 10 s on 2 CPU cores since step 50, where it was resumed" in said(make_run(tmp_path / "a", info=info))
+    info["training"]["counted_from_step"] = 0  # its totals went on from those at the checkpoint
+    assert "4 min 10 s on 2 CPU cores, " in said(make_run(tmp_path / "b", info=info))
 
 
 def test_a_log_line_half_written_is_left_out_and_said(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
@@ -118,6 +119,51 @@ def test_dora_and_rslora_pass_through_to_the_saved_adapter(tmp_path: Path, optio
     run = trained(tmp_path, option)
     config = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert config[option.removeprefix("lora.").removesuffix("=true")] is True
+
+
+def test_adapters_of_a_4_bit_model_are_float32_where_trl_makes_them_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT #2889: TRL casts all that is trained of a 4-bit model to bfloat16, in which small updates are lost."""
+    import trl
+    from safetensors.torch import load_file
+
+    from recipe_kit import modeling, training
+    from recipe_kit.evaluation import evaluate
+
+    seen: dict[str, Any] = {}
+    build = training._trainer
+
+    def types(model: Any) -> dict[str, torch.dtype]:
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        assert any("lora_B" in name for name in trained)
+        return {"adapter" if "lora_" in name else "layer": value.dtype for name, value in trained.items()}
+
+    def keep_types(*args: Any) -> Any:
+        trainer = build(*args)
+        seen["ours"] = types(trainer.model)
+        return trainer
+
+    monkeypatch.setattr(training, "_trainer", keep_types)
+    adapter = "lora={r: 4, target_modules: [q_proj, v_proj], modules_to_save: [lm_head]}"
+    changes = ["method=qlora", "model.dtype=bfloat16", adapter]
+    run = trained(tmp_path, *changes)
+    # Whole layers are loaded in the type of the base, so they are trained in it.
+    assert seen["ours"] == {"adapter": torch.float32, "layer": torch.bfloat16}
+    saved = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert {value.dtype for name, value in saved.items() if "lora_" in name} == {torch.float32}
+    assert evaluate(run)["tuned"]["loss"] == pytest.approx(tuned_loss(run), abs=1e-6)
+
+    settings = recipe(tmp_path, *changes)
+    tokenizer = modeling.load_tokenizer(settings.model)
+    theirs = trl.SFTTrainer(
+        model=modeling.load_model(settings, tokenizer, "bfloat16"),
+        args=trl.SFTConfig(output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, report_to=[]),
+        processing_class=tokenizer,
+        train_dataset=datasets.Dataset.from_dict({"input_ids": [[1, 2, 3]], "labels": [[1, 2, 3]]}),
+        peft_config=modeling.lora_config(settings),
+    )
+    assert types(theirs.model) == {"adapter": torch.bfloat16, "layer": torch.bfloat16}
 
 
 def test_only_the_adapter_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,7 @@ class Watch:
     arguments: Arguments | None = None
     estimated_peak_bytes: int | None = None
     note: Callable[[str], None] = lambda text: None  # for the person and for run.json
+    go_on: Callable[[str], str] = lambda remedy: ""  # what to type once the recipe says so, where that is known
     phase: Phase | None = "load"
     step: int = 0  # the training step under way, from 1; 0 before the first
     parts: int = 1  # that each batch is computed in
@@ -130,7 +131,9 @@ def device() -> Device | None:
 def sentence(watch: Watch, said: str, device: Device | None) -> str:
     """Phase, what CUDA `said` was needed and free, measured and estimated peak, and what to do; on one line."""
     facts = [_needed(said, device), _others(said), _fragments(said), _peaks(watch, device), watch.obstacle]
-    told = "; ".join(fact for fact in [*facts, remedy(watch)] if fact)
+    line = remedy(watch)
+    then = watch.go_on(line) if watch.arguments is not None else ""  # where nothing is trained nothing goes on
+    told = "; ".join(fact for fact in [*facts, line, then] if fact)
     return f"out of GPU memory {watch.place}".rstrip() + f": {told}"
 
 

@@ -29,6 +29,7 @@ from recipe_kit.run_dir import RunInfo
 
 _PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers", "huggingface-hub",
+    "liger-kernel",
 )  # fmt: skip
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
@@ -66,6 +67,7 @@ def run_info(
                     "sources": split.sources,
                     **split.counts.as_dict(),
                     "content_sha256": split.content_sha256,
+                    "order_sha256": hashlib.sha256(split.digests.tobytes()).hexdigest(),
                     "lengths": lengths(split),
                 }
                 for split in splits.values()

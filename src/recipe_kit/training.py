@@ -6,6 +6,7 @@ The order is the message: everything that can be wrong is looked at before the m
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -14,8 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # SFTTrainer pings when it is built
 # Packed batches are of many sizes, and fixed segments would leave a fifth of a full card in gaps (seen on an H100).
@@ -27,21 +29,40 @@ import torch
 import trl
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recipe_kit import data, evaluation, modeling, proofs, provenance, run_dir, wiring
+from recipe_kit import (
+    checkpoints,
+    data,
+    evaluation,
+    final_save,
+    modeling,
+    proofs,
+    provenance,
+    run_dir,
+    signals,
+    topology,
+    wiring,
+)
+from recipe_kit import resume as resuming
 from recipe_kit.arguments import check_method, training_arguments
+from recipe_kit.carry_over import RecipeDecides
 from recipe_kit.data.lengths import row_lengths
 from recipe_kit.errors import RecipeKitError, RunError
+from recipe_kit.evaluation.work import together
+from recipe_kit.gathering import parameter_count, split_models
 from recipe_kit.out_of_memory import Watch, explained
-from recipe_kit.progress import ProgressLog, peak_memory_bytes
-from recipe_kit.recipe import Recipe, dump_recipe, recipe_digest
+from recipe_kit.progress import ProgressLog
+from recipe_kit.recipe import Recipe, dump_recipe
 from recipe_kit.run_dir import RunInfo
 from recipe_kit.speed.card import Card, card
 from recipe_kit.speed.choose import Choice, as_begun, choose
+from recipe_kit.stopping import StopAtStep
 from recipe_kit.trainer import Trainer, make_trainer
 
+T = TypeVar("T")
 Report = Callable[[str], None]
+DDP_TIMEOUT = 1800  # seconds that processes wait for one another before they give up; transformers' own default
 WIRING_ROWS = 64  # rows that the trainer's own loader is watched with
 
 
@@ -50,30 +71,38 @@ def train(
     *,
     runs_dir: str | Path = "runs",
     resume: bool | str | Path = False,
+    accept_changes: bool = False,
     command: Sequence[str] = (),
     on_info: Callable[[RunInfo], None] = lambda info: None,
     report: Report = lambda text: None,
 ) -> Path:
     """Train what the recipe says and return its run folder; called by every rank.
 
-    `resume` continues the newest unfinished run of this recipe below `runs_dir`, or the run folder it names. `on_info`
-    sees what `run.json` will say before the model is loaded, and may add to it. `report` receives remarks for a
-    person, on the first rank only. Raises a RecipeKitError for anything the user can correct, before the model is
-    loaded wherever that can be known.
+    `resume` continues the newest unfinished run of this recipe below `runs_dir`, or the run folder it names; "auto"
+    begins a new one where there is none, and trains nothing where this recipe's run is finished. What changed since
+    the run began is refused, or with `accept_changes` recorded in `run.json`. `on_info` sees what `run.json` will say
+    before the model is loaded, and may add to it. `report` receives remarks for a person, on the first rank only.
+    Raises a RecipeKitError for anything the user can correct, before the model is loaded wherever that can be known.
     """
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # read at import, which a notebook may have done before
-    state = PartialState(cpu=modeling.uses_cpu(recipe))
+    patience = timedelta(seconds=recipe.training.get("ddp_timeout") or DDP_TIMEOUT)
+    state = PartialState(cpu=modeling.uses_cpu(recipe), timeout=patience)
     if not state.is_main_process:
         report = _silent
     notes: list[str] = []
     runs_dir = Path(runs_dir)
     precision = modeling.choose_precision(recipe, notes)
+    on_gpus = None if not modeling.uses_cpu(recipe) else 0
+    topology.check(recipe, topology.here(), gpus=on_gpus, precision=precision)
     arguments = training_arguments(recipe, precision)
     check_method(recipe)
     evaluation.check(recipe)
     if state.is_main_process:
         run_dir.check_writable(runs_dir)
-    continued = _find_resumed(recipe, runs_dir, resume)
+    continued = _from_first_rank(state, lambda: resuming.find(recipe, runs_dir, resume, report))
+    before = run_dir.read(continued) if continued else None
+    if continued and before and before["status"] == "finished":
+        return continued
     if recipe.method == "qlora" and modeling.uses_cpu(recipe) and recipe.training.get("eval_strategy", "no") != "no":
         notes.append(
             "training.eval_strategy: on a CPU, 4-bit weights change a little each time they are evaluated, and "
@@ -92,27 +121,40 @@ def train(
         report(_counts_line(split))
     choice = _choose(recipe, precision, arguments, splits, state)
     arguments = training_arguments(recipe, precision, choice.training)
-    if continued:
-        choice = as_begun(choice, arguments, run_dir.read(continued).get("speed") or {})
+    if continued and before:
+        processes = before.get("processes", 1), state.num_processes
+        set_anew = resuming.set_anew(continued, before, recipe)
+        choice = as_begun(choice, arguments, before.get("speed") or {}, processes=processes, set_anew=set_anew)
         arguments = training_arguments(recipe, precision, choice.training)
     for note in choice.notes:
         report(note)
     notes += choice.notes
+    info = provenance.run_info(recipe, splits, tokenizer, command, state.num_processes, notes)
+    info["speed"] = _speed(arguments, choice)
+    accepted: list[resuming.Change] = []
+    if continued and before:
+        info["model"]["revision"] = modeling.commit(recipe.model) or recipe.model.revision
+        accepted = _from_first_rank(state, lambda: resuming.check_unchanged(
+            continued, before, info, recipe, accepted=accept_changes, report=report
+        ))  # fmt: skip
     proved = prove(recipe, arguments, tokenizer, splits, attention=choice.attention, report=report)
 
-    run = continued or _shared_run(state, runs_dir, recipe.name)
-    info = provenance.run_info(recipe, splits, tokenizer, command, state.num_processes, notes)
+    run = continued or _from_first_rank(state, lambda: run_dir.create(runs_dir, recipe.name))
     info["proofs"] = proved
-    info["speed"] = _speed(arguments, choice)
     info["process"] = run_dir.process()
     on_info(info)
     if state.is_main_process:
+        if before:
+            resuming.record(run, before, info, accepted)
         run_dir.write_text(run / run_dir.RECIPE, dump_recipe(recipe))
         run_dir.write_json(run / run_dir.RUN, info)
     report(f"run folder {run}")
     job = _Job(run, recipe, arguments, tokenizer, splits, precision, choice, info, report, Counter())
     estimated = choice.estimate.peak if choice.estimate else None
-    job.memory = Watch(recipe, arguments, estimated_peak_bytes=estimated, note=job.note)
+    job.memory = Watch(
+        recipe, arguments, estimated_peak_bytes=estimated, note=job.note,
+        go_on=lambda remedy: resuming.advice(run, recipe, remedy),
+    )  # fmt: skip
     try:
         with explained(job.memory):
             _run(job, state, resumed=continued is not None)
@@ -175,6 +217,7 @@ def _speed(arguments: trl.SFTConfig, choice: Choice) -> dict[str, Any]:
         "attention": choice.attention,
         "kernels": choice.kernels,
         "together": choice.together,
+        "strategy": topology.strategy_here(),
         **{key: getattr(arguments, key) for key in keys},
         "optim": str(getattr(arguments.optim, "value", arguments.optim)),
         "estimated_peak_bytes": choice.estimate.peak if choice.estimate else None,
@@ -224,8 +267,10 @@ def _run(job: _Job, state: PartialState, *, resumed: bool) -> None:
     arguments.output_dir = str(run / run_dir.CHECKPOINTS)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / run_dir.TENSORBOARD)
     started = time.monotonic()
+    checkpoint = _checkpoint(job, state) if resumed else None
     report(f"loading {recipe.model.id}")
     trainer = _trainer(job)
+    trainer.loaded_from = started
     model = trainer.accelerator.unwrap_model(trainer.model)
     _prove_isolation(trainer, job)
     info["model"] |= {
@@ -239,12 +284,13 @@ def _run(job: _Job, state: PartialState, *, resumed: bool) -> None:
         f"{info['model']['trainable_parameters']:,} of {info['model']['parameters']:,} parameters are trained "
         f"({info['model']['trainable_dtype']}), base in {info['model']['dtype']}"
     )
+    del model  # the trainer's alone, which lets it go before saved weights are loaded
     if state.is_main_process:
         info["model"]["license"] = provenance.base_license(recipe.model, info["model"]["revision"])
         provenance.keep_license_texts(recipe.model, info["model"]["revision"], run / run_dir.LICENSE)
-    training_started = time.monotonic()
-    outcome = trainer.train(resume_from_checkpoint=resumed)
-    training_seconds = time.monotonic() - training_started
+    trainer.rehearsal = lambda: final_save.rehearse(trainer, run, lambda folder: _write(trainer, job, folder), report)
+    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    training_seconds = trainer.seconds
     progress = next(c for c in trainer.callback_handler.callbacks if isinstance(c, ProgressLog))
     tokens = int(trainer._total_train_tokens)
     info["training"] = {
@@ -258,8 +304,10 @@ def _run(job: _Job, state: PartialState, *, resumed: bool) -> None:
         "tokens": tokens,
         "seconds": round(training_seconds, 3),
         "tokens_per_second": round(tokens / training_seconds, 1),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": trainer.peak_memory_bytes,
+        "rehearsal_seconds": round(trainer.rehearsal_seconds, 3),
         "resumed_at_step": progress.first_step if resumed else None,
+        "counted_from_step": trainer.counted_from_step,
     }
     if job.memory.parts > 1:
         info["speed"]["parts"] = job.memory.parts
@@ -268,7 +316,7 @@ def _run(job: _Job, state: PartialState, *, resumed: bool) -> None:
     report(f"saving to {job.weights}")
     _save(trainer, job)
     bug = _evaluate(trainer, job)
-    info["training"]["wall_seconds"] = round(time.monotonic() - started, 3)
+    info["training"]["wall_seconds"] = round(trainer.wall_seconds, 3)
     info["status"] = "finished"
     info["finished_at"] = provenance.now()
     if state.is_main_process:
@@ -286,6 +334,8 @@ def _prove_isolation(trainer: trl.SFTTrainer, job: _Job) -> None:
     """
     if job.recipe.method == "qlora" and modeling.uses_cpu(job.recipe):
         return
+    if topology.strategy_here() in topology.WEIGHTS_SHARDED:
+        return  # no process has the weights to compute with: the verdict on the miniature stands
     rows = job.splits["train"].rows.select(range(min(4, len(job.splits["train"].rows))))
     verdict = wiring.isolation(trainer.model, trainer, rows)
     if verdict.ok is None:
@@ -296,18 +346,44 @@ def _prove_isolation(trainer: trl.SFTTrainer, job: _Job) -> None:
 
 
 def _trainer(job: _Job) -> Trainer:
+    split_models(job.arguments.deepspeed_plugin)
     model = modeling.load_model(job.recipe, job.tokenizer, job.precision, attention=job.choice.attention)
     eval_rows = job.splits["eval"].rows if "eval" in job.splits else None
     trainer = make_trainer(
         job.recipe, model, job.tokenizer, job.arguments, job.choice, job.precision, job.train_rows, eval_rows
     )
-    trainer.watch = job.memory
+    trainer.watch, trainer.report = job.memory, job.note
     trainer.add_callback(ProgressLog(job.run / run_dir.LOG))
+    trainer.add_callback(RecipeDecides())
+    if (listener := signals.listener()) is not None:
+        trainer.add_callback(StopAtStep(listener, trainer))  # the last: it overrules what the others want
     return trainer
 
 
-def _save(trainer: trl.SFTTrainer, job: _Job) -> None:
-    folder = job.weights
+def _checkpoint(job: _Job, state: PartialState) -> Path:
+    """The checkpoint to go on from, the same on all ranks. Raises RunError where none is whole."""
+    if state.is_local_main_process:
+        checkpoints.clear(job.run)
+    found: list[Any] = [checkpoints.newest(job.run, job.report) if state.is_main_process else None]
+    if state.num_processes > 1:
+        broadcast_object_list(found)
+    if found[0] is None:
+        raise RunError(f"{job.run}: none of its checkpoints is whole; start anew without --resume")
+    if job.arguments.save_only_model:
+        job.note(
+            "training.save_only_model: the optimiser begins anew here, so the run is not what it would have been "
+            "without the interruption"
+        )
+    job.report(f"going on from {found[0]}")
+    return Path(found[0])
+
+
+def _save(trainer: Trainer, job: _Job) -> None:
+    final_save.save(trainer, job.run, job.weights, lambda folder: _write(trainer, job, folder), job.report)
+
+
+def _write(trainer: Trainer, job: _Job, folder: Path) -> None:
+    """The weights as others load them, with their tokenizer; called by every rank."""
     trainer.save_model(str(folder))
     if not trainer.accelerator.is_main_process:
         return
@@ -326,18 +402,39 @@ def _evaluate(trainer: trl.SFTTrainer, job: _Job) -> BaseException | None:
     if held_out is None or not job.recipe.evaluation.after_training:
         return None
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        job.note("sharded weights are not evaluated in place: run `recipe-kit eval` on this folder")
-        return None
+        return _evaluate_saved(trainer, job, held_out)
     # Without mixed precision's wrapper, which full weights would keep and their base does not have.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.accelerator.free_memory()
+    return _measure(job, held_out, lambda: model)
+
+
+def _evaluate_saved(trainer: trl.SFTTrainer, job: _Job, held_out: data.Split) -> BaseException | None:
+    """Measure the weights that were saved, as `recipe-kit eval` does: each process loads all of them anew."""
+    state = PartialState()
+    state.wait_for_everyone()
+    trainer.accelerator.free_memory()
+    trainer.model = trainer.model_wrapped = trainer.deepspeed = trainer.optimizer = trainer.lr_scheduler = None
+    for name in ("model", "optimizer", "lr_scheduler", "train_dataloader", "eval_dataloader"):
+        setattr(trainer.callback_handler, name, None)
+    topology.forget()
+    split_models(None)
+    gc.collect()
+    torch.cuda.empty_cache()
+    job.report("loading the saved weights to measure them")
+    return _measure(job, held_out, lambda: modeling.load_tuned(job.recipe, job.weights, job.tokenizer, job.precision))
+
+
+def _measure(job: _Job, held_out: data.Split, tuned: Callable[[], PreTrainedModel]) -> BaseException | None:
     train = None if job.recipe.data.streaming else job.splits["train"]
     try:
+        signals.release()
         with explained(replace(job.memory, phase="evaluation", arguments=None, step=0)):
             evaluation.measure(
-                job.run, job.recipe, job.tokenizer, model, held_out, job.precision, train=train, report=job.report
-            )
+                job.run, job.recipe, job.tokenizer, together(PartialState(), tuned), held_out, job.precision,
+                train=train, report=job.report,
+            )  # fmt: skip
     except (Exception, KeyboardInterrupt) as error:  # what was trained is saved, and not lost by this
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         job.note(f"not evaluated ({reason}); run `recipe-kit eval` on this folder")
@@ -346,39 +443,20 @@ def _evaluate(trainer: trl.SFTTrainer, job: _Job) -> BaseException | None:
     return None
 
 
-def _find_resumed(recipe: Recipe, runs_dir: Path, resume: bool | str | Path) -> Path | None:
-    if not resume:
-        return None
-    run = run_dir.newest_unfinished(runs_dir, recipe.name) if resume is True else run_dir.find(resume)
-    info = run_dir.read(run)
-    if info["status"] == "finished":
-        raise RunError(f"{run}: this run is finished; there is nothing to resume")
-    if info["status"] == "running" and run_dir.is_alive(info):
-        owner = info["process"]["pid"]
-        raise RunError(f"{run}: process {owner} is still training here; wait for it, or stop it before you resume")
-    if info["recipe_sha256"] != recipe_digest(recipe):
-        raise RunError(
-            f"{run}: the recipe has changed since this run started; compare with "
-            f"`recipe-kit diff {run / run_dir.RECIPE} YOUR_RECIPE`, or start anew without --resume"
-        )
-    if not any((run / run_dir.CHECKPOINTS).glob("checkpoint-*")):
-        raise RunError(f"{run}: no checkpoint was saved; start anew without --resume")
-    return run
-
-
-def _shared_run(state: PartialState, runs_dir: Path, name: str) -> Path:
-    """The run folder the first rank makes, known to all; its failure is everybody's, so that nobody waits."""
+def _from_first_rank(state: PartialState, decide: Callable[[], T]) -> T:
+    """What the first rank decides, known to all; its failure is everybody's, so that nobody waits."""
     answer: list[Any] = [None]
     if state.is_main_process:
         try:
-            answer = [run_dir.create(runs_dir, name)]
-        except RunError as error:
+            answer = [decide()]
+        except RecipeKitError as error:
             answer = [error]
     if state.num_processes > 1:
         broadcast_object_list(answer)
-    if isinstance(answer[0], RunError):
+    if isinstance(answer[0], RecipeKitError):
         raise answer[0]
-    return Path(answer[0])
+    found: T = answer[0]
+    return found
 
 
 def _parameter_count(model: torch.nn.Module, *, trained_only: bool) -> int:
@@ -388,7 +466,7 @@ def _parameter_count(model: torch.nn.Module, *, trained_only: bool) -> int:
         if trained_only and not parameter.requires_grad:
             continue
         packed = parameter.__class__.__name__ == "Params4bit"
-        total += parameter.numel() * (2 * parameter.element_size() if packed else 1)
+        total += parameter_count(parameter) * (2 * parameter.element_size() if packed else 1)
     return total
 
 

@@ -12,6 +12,7 @@ from recipe_kit.cli.compare import compare
 from recipe_kit.cli.doctor import doctor
 from recipe_kit.cli.eval import eval_
 from recipe_kit.cli.formatters import formatters
+from recipe_kit.cli.launch import launch
 from recipe_kit.cli.merge import merge
 from recipe_kit.cli.plan import plan
 from recipe_kit.cli.preview import preview
@@ -35,6 +36,7 @@ def main() -> None:
     recipe-kit plan mine.yaml                  what will happen, with proofs
     recipe-kit preview mine.yaml               the tokens it will learn
     recipe-kit train mine.yaml                 train, measure, compare with the base model
+    recipe-kit launch mine.yaml --slurm        a job file for a cluster; --sky for rented machines
     recipe-kit eval runs/mine/latest           measure again
     recipe-kit report runs/mine/latest         all of a run on one page
     recipe-kit chat runs/mine/latest           talk to it, beside its base
@@ -50,7 +52,7 @@ def main() -> None:
 
 
 for command in (
-    list_, new, show, diff, validate, plan, schema, formatters, preview, train, eval_, report, compare, sweep, chat,
-    merge, card, push, reproduce, doctor,
+    list_, new, show, diff, validate, plan, schema, formatters, preview, train, launch, eval_, report, compare, sweep,
+    chat, merge, card, push, reproduce, doctor,
 ):  # fmt: skip
     main.add_command(command)

@@ -191,6 +191,7 @@ def _train(planned: Sequence[Planned], runs_dir: str) -> tuple[list[str | Path],
     from recipe_kit import run_dir, trials
     from recipe_kit.comparison.plan import tokens_remark
     from recipe_kit.comparison.runs import read_runs
+    from recipe_kit.signals import code_of
 
     run_dir.check_writable(Path(runs_dir))
     found: list[str | Path] = []
@@ -204,11 +205,11 @@ def _train(planned: Sequence[Planned], runs_dir: str) -> tuple[list[str | Path],
         remark(f"{name}: {entry.trial.command(runs_dir)}")
         try:
             outcome = trials.train(entry.trial, runs_dir, echo=lambda line: remark(f"  {line}"))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             remark(
                 f"interrupted with {number - 1} of {len(planned)} runs finished or failed; the same command goes on"
             )
-            sys.exit(130)
+            sys.exit(code_of(stop))
         if outcome.status == "finished" and outcome.run is not None:
             found.append(outcome.run)
         else:

@@ -23,6 +23,10 @@ from recipe_kit.cli._common import (
     help="Where run folders would be made.",
 )  # fmt: skip
 @click.option("--num-processes", type=click.IntRange(min=1), help="Training processes, as for `recipe-kit train`.")
+@click.option(
+    "--accelerate-config", metavar="NAME|PATH", default=None,
+    help="Launch topology, as for `recipe-kit train`: memory is told for each GPU.",
+)  # fmt: skip
 @click.option("--sample", type=click.IntRange(min=1), help="Prove this many rows of each split. [default: all]")
 @click.option("--quality/--no-quality", default=True, help="Look for duplicates, overlap and personal data.")
 @click.option(
@@ -39,6 +43,7 @@ def plan(
     overrides: tuple[str, ...],
     runs_dir: str,
     num_processes: int | None,
+    accelerate_config: str | None,
     sample: int | None,
     quality: bool,
     card: str | None,
@@ -54,6 +59,7 @@ def plan(
     \b
     recipe-kit plan samsum --profile smoke
     recipe-kit plan my_recipe.yaml --num-processes 4
+    recipe-kit plan my_recipe.yaml --accelerate-config fsdp2 --num-processes 8 --card h100
     recipe-kit plan guanaco --card t4 --price-per-hour 0.35
     recipe-kit plan my_recipe.yaml --sample 1000 --no-quality --json
     """
@@ -64,8 +70,8 @@ def plan(
     from recipe_kit.plan import build, lines, problems
 
     planned = build(
-        resolved, runs_dir=runs_dir, processes=num_processes, sample=sample, quality=quality, card=card,
-        price_per_hour=price_per_hour, calibrate=calibrate, report=remark,
+        resolved, runs_dir=runs_dir, processes=num_processes, accelerate_config=accelerate_config, sample=sample,
+        quality=quality, card=card, price_per_hour=price_per_hour, calibrate=calibrate, report=remark,
     )  # fmt: skip
     found = problems(planned)
     if as_json:

@@ -27,8 +27,15 @@ if TYPE_CHECKING:
 def run_options(command: Any) -> Any:
     """Where runs go and which one to continue: the same for the ranks and for `recipe-kit train`."""
     command = click.option(
-        "--resume", is_flag=False, flag_value="newest", default=None, metavar="[RUN]",
-        help="Continue the newest unfinished run of this recipe, or the run folder given.",
+        "--accept-changes", is_flag=True,
+        help="With --resume: go on although recipe, rows or packages are not those that the run began with. What "
+        "changed is said, and kept in its run.json.",
+    )(command)  # fmt: skip
+    command = click.option(
+        "--resume", is_flag=False, flag_value="newest", default=None, metavar="[auto|RUN]",
+        help="Continue the newest unfinished run of this recipe, or the run folder given. With auto, for a job that "
+        "is started again and again: continue it if there is one, begin if there is none, do nothing if this recipe's "
+        "run is finished.",
     )(command)  # fmt: skip
     command = click.option(
         "--streaming", is_flag=True,
@@ -43,6 +50,13 @@ def run_options(command: Any) -> Any:
         "--runs-dir", default="runs", envvar="RECIPE_KIT_RUNS", show_default=True, type=click.Path(file_okay=False),
         help="Where run folders are made.",
     )(command)  # fmt: skip
+
+
+def resumption(resume: str | None, accept_changes: bool) -> bool | str:
+    """`--resume` as `train` takes it. Raises UsageError for `--accept-changes` without it."""
+    if accept_changes and resume is None:
+        raise click.UsageError("--accept-changes says how to go on with a run: add --resume")
+    return resume is not None if resume in (None, "newest") else str(resume)
 
 
 recipe_or_run = click.argument("recipe", type=RecipeType(), required=False)
@@ -78,14 +92,17 @@ def rank(
     from_run: str | None,
     streaming: bool,
     resume: str | None,
+    accept_changes: bool,
 ) -> None:
     """Train RECIPE in this process, as one of those that `accelerate launch` starts.
 
     \b
     accelerate launch -m recipe_kit recipes/samsum.yaml --profile smoke
     """
-    from recipe_kit import launch
+    from recipe_kit import launch, signals
 
+    click.get_current_context().with_resource(signals.listening())
+    resumed = resumption(resume, accept_changes)
     overrides = (*overrides, "data.streaming=true") if streaming else overrides
     loaded, locked = load(recipe, from_run, profiles, overrides)
     if locked is not None:
@@ -96,19 +113,15 @@ def rank(
     quiet_libraries()
     from recipe_kit.training import train
 
-    try:
-        run = train(
-            loaded,
-            runs_dir=runs_dir,
-            resume=resume is not None if resume in (None, "newest") else str(resume),
-            command=sys.argv,
-            on_info=lambda info: None if locked is None else _say_what_differs(locked, info),
-            report=remark,
-        )
-    except KeyboardInterrupt:
-        if is_first_rank():
-            remark("interrupted; --resume continues from the last checkpoint, if one was saved")
-        sys.exit(130)
+    run = train(
+        loaded,
+        runs_dir=runs_dir,
+        resume=resumed,
+        accept_changes=accept_changes,
+        command=sys.argv,
+        on_info=lambda info: None if locked is None else _say_what_differs(locked, info),
+        report=remark,
+    )
     leave_together()
     if is_first_rank():
         from recipe_kit.cli.results import show_results

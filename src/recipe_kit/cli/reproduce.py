@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -97,7 +98,7 @@ def reproduce(
 def _train_and_compare(
     locked: Locked, overrides: tuple[str, ...], runs_dir: Path, processes: int
 ) -> tuple[Path, Comparison]:
-    from recipe_kit import lock, run_dir, trials
+    from recipe_kit import lock, run_dir, signals, trials
     from recipe_kit.errors import RunError
     from recipe_kit.recipe import load_recipe
     from recipe_kit.reproduce import Record, compare
@@ -105,7 +106,11 @@ def _train_and_compare(
     # The command line as a user would type it, so that exactly that is what is measured.
     trial = trials.Trial(f"--from-run={locked.origin}", (), overrides, locked.recipe, processes)
     remark(trial.command(runs_dir))
-    outcome = trials.train(trial, runs_dir, echo=remark)
+    try:
+        outcome = trials.train(trial, runs_dir, echo=remark)
+    except KeyboardInterrupt as stop:
+        remark("interrupted before the end of training; the same command begins anew")
+        sys.exit(signals.code_of(stop))
     if outcome.status != "finished" or outcome.run is None:
         raise RunError(f"not reproduced, for the training failed: {outcome.reason}")
     run = outcome.run

@@ -99,14 +99,15 @@ def sweep(
         click.echo("\n".join(_would(plan)))
         return
     from recipe_kit import run_dir
+    from recipe_kit.signals import code_of
     from recipe_kit.sweep import result
     from recipe_kit.sweep.drive import outcome, run_trials
 
     try:
         tried = run_trials(plan, retry_failed=retry_failed, report=remark)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         remark(f"interrupted; the same command goes on with the trials that are not finished ({plan.folder})")
-        sys.exit(130)
+        sys.exit(code_of(stop))
     rows = result.table_rows(plan, tried)
     if not as_json:
         click.echo(table(rows))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from recipe_kit import run_dir
 from recipe_kit.comparison.external import asked_otherwise
 from recipe_kit.comparison.runs import RunRecord
 
@@ -50,6 +51,8 @@ def marks(records: Sequence[RunRecord], labels: Sequence[str]) -> list[Mark]:
             found.setdefault(("token budget", whole, "all"), []).append(index)
     for index, text in _resumed(records):
         found.setdefault(("resumed", text, "speed"), []).append(index)
+    for index, text in _changed_on_the_way(records):
+        found.setdefault(("changed on the way", text, "all"), []).append(index)
     return [Mark(kind, text, tuple(dict.fromkeys(runs)), affects) for (kind, text, affects), runs in found.items()]
 
 
@@ -163,7 +166,7 @@ def _token_references(records: Sequence[RunRecord]) -> Iterator[tuple[int, int]]
 
 
 def _token_budget(first: RunRecord, other: RunRecord) -> Iterator[str]:
-    if first.training.get("resumed_at_step") or other.training.get("resumed_at_step"):
+    if run_dir.counted_from(first.training) or run_dir.counted_from(other.training):
         return  # their tokens count from there, which has a mark of its own
     mine, theirs = int(other.training.get("tokens") or 0), int(first.training.get("tokens") or 0)
     if abs(mine - theirs) > TOKENS_APART * theirs:
@@ -192,9 +195,16 @@ def _machine(record: RunRecord) -> str:
 
 def _resumed(records: Sequence[RunRecord]) -> Iterator[tuple[int, str]]:
     for index, record in enumerate(records):
-        step = record.training.get("resumed_at_step")
+        step = run_dir.counted_from(record.training)
         if step:
             yield index, f"resumed at step {step}: its tokens, speed and time count from there"
+
+
+def _changed_on_the_way(records: Sequence[RunRecord]) -> Iterator[tuple[int, str]]:
+    for index, record in enumerate(records):
+        if entries := record.info.get("changed_on_resume"):
+            steps = ", ".join(str(entry.get("step")) for entry in entries)
+            yield index, f"recipe, rows or packages changed at step {steps}: what is shown of them is the last"
 
 
 _Check = Callable[[RunRecord, RunRecord], Iterator[str]]

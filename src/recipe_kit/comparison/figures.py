@@ -51,7 +51,7 @@ def _weights_bytes(record: RunRecord) -> int | None:
 
 def _cost(record: RunRecord, price_per_hour: float) -> float | None:
     seconds = record.training.get("wall_seconds")
-    if seconds is None or record.training.get("resumed_at_step"):
+    if seconds is None or run_dir.counted_from(record.training):
         return None
     return float(seconds) / 3600 * price_per_hour * devices(record)
 
@@ -64,9 +64,11 @@ def devices(record: RunRecord) -> int:
 
 def cost_remark(price_per_hour: float, records: Sequence[RunRecord]) -> str:
     """What the cost counts, in a sentence, and for which runs it is not known."""
+    in_part = any(run_dir.counted_from(record.training) for record in records)
     resumed = any(record.training.get("resumed_at_step") for record in records)
     return (
         f"cost: {price_per_hour:g} an hour for each process's GPU (on a CPU: for the machine), times the wall time, "
         "which begins with loading the model and ends after the evaluation; preparing the rows is not counted"
-        + ("; none is shown for a resumed run, which recorded the time of its last part only" if resumed else "")
+        + ("; of a resumed run, steps that were done twice are counted once" if resumed and not in_part else "")
+        + ("; none is shown for a resumed run that recorded the time of its last part only" if in_part else "")
     )

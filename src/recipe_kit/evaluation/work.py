@@ -18,7 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recipe_kit import modeling, provenance
+from recipe_kit import modeling, provenance, signals
 from recipe_kit.errors import RecipeKitError, RunError
 from recipe_kit.evaluation import baseline, generation, lm_tasks, perplexity
 from recipe_kit.evaluation.questions import Question
@@ -96,7 +96,7 @@ def _measure_one(work: Work, which: str, model: PreTrainedModel) -> ModelResults
         report(f"measuring the {which} model on {len(work.rows)} held-out rows")
         mine = sorted(range(len(work.ids)), key=lambda row: len(work.ids[row]))[share::of]
         rows = [(work.ids[row], work.labels[row]) for row in mine]
-        step = Countdown(f"rows of the {which} model", len(mine), report).step
+        step = _stoppable(Countdown(f"rows of the {which} model", len(mine), report))
 
         def measured() -> list[perplexity.RowLoss]:
             pad_id = work.tokenizer.pad_token_id
@@ -109,7 +109,7 @@ def _measure_one(work: Work, which: str, model: PreTrainedModel) -> ModelResults
         report(f"answering {len(work.asked)} prompts with the {which} model")
         mine = sorted(range(len(work.asked)), key=lambda index: len(work.asked[index].ids))[share::of]
         prompts = [work.asked[index].ids for index in mine]
-        say = Countdown(f"answers of the {which} model", len(mine), report).step
+        say = _stoppable(Countdown(f"answers of the {which} model", len(mine), report))
 
         def answered() -> list[generation.Answer | None]:
             return generation.answer(
@@ -122,13 +122,23 @@ def _measure_one(work: Work, which: str, model: PreTrainedModel) -> ModelResults
     return ModelResults(losses, answers, tasks, round(time.monotonic() - started, 3))
 
 
+def _stoppable(countdown: Countdown) -> Callable[[int], None]:
+    """Counts what is done, and is a place where each of several processes may stop."""
+
+    def step(count: int) -> None:
+        signals.check()
+        countdown.step(count)
+
+    return step
+
+
 def together(state: PartialState, act: Callable[[], T]) -> T:
     """What `act` returns in this process; when it fails in one, it fails in all, so that nobody waits for nobody."""
     result: list[T] = []
-    failure: Exception | None = None
+    failure: BaseException | None = None
     try:
         result.append(act())
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         failure = error
     reasons = _gather(state, [None if failure is None else f"{type(failure).__name__}: {failure}"])
     if failure is not None:

@@ -19,7 +19,7 @@ from recipe_kit.recipe import Recipe, Source
 _SHAPE: dict[str, Any] = {
     "name": str, "method": str, "processes?": int, "seed?": int, "versions?": dict, "hardware?": {"threads?": int},
     "model": {"revision?": str, "chat_template_sha256?": str}, "training?": {"train_loss?": float},
-    "lock": {"published_recipe_sha256": str, "weights": dict},
+    "lock": {"published_recipe_sha256": str, "weights": dict}, "changed_on_resume?": [dict],
     "data": {
         "formatter?": {"source_sha256?": str},
         "splits?": {"*": {"kept": int, "tokens": int, "content_sha256": str, "sources?": [dict]}},

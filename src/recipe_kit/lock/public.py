@@ -21,7 +21,7 @@ FOLDER = "recipe-kit"
 _KEPT = (
     "schema_version", "recipe_kit_version", "status", "name", "method", "recipe_sha256", "started_at", "finished_at",
     "git_commit", "versions", "hardware", "processes", "seed", "notes", "model", "data", "proofs", "training", "merge",
-    "reproduces",
+    "reproduces", "changed_on_resume",
 )  # fmt: skip
 _SECRET = re.compile(
     r"hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{20,}|gh[opsur]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}"

@@ -64,6 +64,10 @@ def source_of(target: str | Path, overrides: Iterable[str] = ()) -> Locked:
         plain, _ = foreign.without_services(plain, ())
     elif info.get("recipe_sha256") not in (None, recipe_digest(load_recipe(folder / run_dir.RECIPE))):
         notes = (f"its {run_dir.RECIPE} was changed after the run; unless that was card or publish, undo it",)
+    if changed := info.get("changed_on_resume"):
+        steps = ", ".join(str(entry.get("step")) for entry in changed)
+        again = "what is trained again has the last ones from its first step"
+        notes += (f"recipe, rows or packages changed at step {steps}; {again}",)
     weights = info["lock"]["weights"] if is_foreign else weights_sha256(folder, info["method"])
     return Locked(recipe, plain, info, metrics, origin, is_foreign, folder, weights, notes)
 

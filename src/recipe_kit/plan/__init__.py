@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe_kit import data, modeling
+from recipe_kit import data, launch, modeling, topology
 from recipe_kit.arguments import check_method, training_arguments
 from recipe_kit.errors import ModelError, RecipeKitError
 from recipe_kit.plan import access, disk, memory, rows, sizes, steps
@@ -41,6 +41,7 @@ def build(
     *,
     runs_dir: str | Path = "runs",
     processes: int | None = None,
+    accelerate_config: str | None = None,
     sample: int | None = None,
     quality: bool = True,
     card: str | None = None,
@@ -50,16 +51,20 @@ def build(
 ) -> Plan:
     """Look at everything a training of this recipe would meet. Writes nothing but the cache of prepared rows.
 
-    `processes` counts when it is given, else `launch.num_processes`. `sample` limits the proofs about rows and the
-    search for near duplicates to so many rows of each split. Memory and time are told for the `card` of this name or
-    size, or for this machine's; `calibrate` runs a few steps here, with random weights. `price_per_hour` is that of
-    the whole machine. `report` receives remarks for a person. Whatever is wrong stands in the plan: a RecipeKitError
-    is raised for a wrong `card` alone.
+    `processes` and `accelerate_config` count when they are given, else those of the recipe's `launch`. `sample` limits
+    the proofs about rows and the search for near duplicates to so many rows of each split. Memory and time are told
+    for the `card` of this name or size, or for this machine's; `calibrate` runs a few steps here, with random weights.
+    `price_per_hour` is that of the whole machine. `report` receives remarks for a person. Whatever is wrong stands in
+    the plan: a RecipeKitError is raised for a wrong `card` or `accelerate_config` alone.
     """
     judged = memory.find_card(card)
     recipe, stages = resolved.recipe, Stages(report)
     plan = _empty(resolved)
-    processes = processes or recipe.launch.num_processes or 1
+    config_name = accelerate_config or recipe.launch.accelerate_config
+    given = processes or recipe.launch.num_processes
+    gpus = launch.visible_gpus()
+    shared = launch.resolve(config_name, given, gpus)
+    processes = given or shared.processes or 1
     precision = modeling.choose_precision(recipe, plan["notes"] if _trains_here(recipe) else [])
     arguments = stages.run("training section", lambda: training_arguments(recipe, precision))
     hub = access.check(recipe, report)
@@ -76,11 +81,15 @@ def build(
     weights = stages.run("parameters", lambda c: sizes.count(recipe, c, precision, tokens), {"config": config})
 
     target = memory.precision_on(recipe, judged, precision)
+    stages.run("launch", lambda: topology.check(recipe, shared, processes=given, precision=target))
     chosen = None
     if splits is not None and config is not None and arguments is not None:
         chosen = stages.run(
             "choice", lambda: _choose(recipe, config, target, arguments, splits, judged, processes, named=bool(card))
         )
+        if chosen is not None:
+            chosen = memory.shared(chosen, shared)
+            plan["notes"] += memory.notes(recipe, chosen)
     if chosen is not None:
         arguments, plan["notes"] = chosen.arguments, plan["notes"] + chosen.choice.notes
     _look_at_rows(plan, recipe, stages, splits, arguments, processes)
@@ -101,7 +110,9 @@ def build(
     if quality:
         plan["quality"] = stages.run("quality", lambda splits: _quality(splits, sample, report), {"rows": splits})
     _check_method(recipe, plan, stages)
-    plan["notes"] += _notes(recipe, arguments, plan, processes)
+    plan["notes"] += _notes(recipe, arguments, plan)
+    if given is None and gpus == 0 and shared.strategy != "none":
+        plan["notes"].append(f"{shared.name} starts a process for each GPU, and here is none: give --num-processes")
     plan["errors"], plan["not_looked_at"] = stages.errors, stages.not_looked_at
     return plan
 
@@ -360,7 +371,7 @@ def _trains_here(recipe: Recipe) -> bool:
     return for_cpu or not modeling.uses_cpu(recipe)
 
 
-def _notes(recipe: Recipe, arguments: trl.SFTConfig | None, plan: Plan, processes: int) -> list[str]:
+def _notes(recipe: Recipe, arguments: trl.SFTConfig | None, plan: Plan) -> list[str]:
     """What is worth knowing and stops nothing."""
     notes = []
     if recipe.data.streaming:
@@ -372,8 +383,6 @@ def _notes(recipe: Recipe, arguments: trl.SFTConfig | None, plan: Plan, processe
                 f"the learning rate warms up over {warmup} steps and the run has {run_steps}: it never gets to "
                 f"{arguments.learning_rate:g}; lower training.warmup_steps"
             )
-    if recipe.launch.accelerate_config == "multi_gpu" and recipe.launch.num_processes is None and processes == 1:
-        notes.append("multi_gpu starts a process for each GPU; this plan is for one: give --num-processes")
     if not disk.has_weights(recipe):
         notes.append(f"{recipe.model.id} holds no weights: enough for a plan, and not for training")
     if arguments is not None and arguments.train_sampling_strategy == "batch_rebalance":

@@ -34,16 +34,18 @@ def failed_proofs(plan: Plan) -> list[VerdictPart]:
 def does_not_fit(part: MemoryPart) -> str:
     """What is missing, and the lines of the recipe that help."""
     needed, there = gib(part["needed_bytes"]), gib(part["card_bytes"])
-    told = f"memory: about {needed} are needed and {part['card']} has {there}"
+    each = " on each GPU" if part["processes"] > 1 else ""
+    told = f"memory: about {needed} are needed{each} and {part['card']} has {there}"
     change = part["change"]
+    more = "more GPUs, " if part["strategy"] in ("fsdp2", "zero2", "zero3") else ""
     if change is None:
-        return f"{told}; a smaller model or data.max_length is needed"
+        return f"{told}; {more}a smaller model or data.max_length is needed"
     lines = " and ".join(f"`{key}: {_yaml(value)}`" for key, value in change["lines"].items())
     if change["fits"]:
         return f"{told}; write {lines}, which needs {gib(change['needed_bytes'])}"
     return (
         f"{told}; {lines} would make it {gib(change['needed_bytes'])}, which is not enough: lower data.max_length "
-        "too, or take a smaller model"
+        f"too, or take {more}a smaller model"
     )
 
 

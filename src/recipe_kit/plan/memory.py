@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from recipe_kit.errors import RecipeError
 from recipe_kit.plan.shape import MemoryChange, MemoryPart
 from recipe_kit.recipe import Recipe
+from recipe_kit.speed import sharding
 from recipe_kit.speed.card import CARDS, Card, card
 from recipe_kit.speed.choose import SMALL_OPTIM, Choice, largest_batch
-from recipe_kit.speed.memory import CONTEXT_BYTES, ERROR, Estimate, Work, card_needs, estimate
+from recipe_kit.speed.memory import CONTEXT_BYTES, ERROR, Estimate, Work, card_needs
 from recipe_kit.suggest import did_you_mean
+from recipe_kit.topology import Topology
 
 if TYPE_CHECKING:
     import trl
@@ -31,10 +33,12 @@ _UNITS = {"gb": 10**9, "gib": 2**30}
 
 @dataclass(frozen=True)
 class Settings:
-    """What `speed.choose` decided, with TRL's configuration of it."""
+    """What `speed.choose` decided, with TRL's configuration of it, and how processes share the model."""
 
     choice: Choice
     arguments: trl.SFTConfig
+    strategy: str = "none"
+    offload: bool = False
 
     @property
     def rows(self) -> int:
@@ -63,7 +67,28 @@ class Settings:
         arguments = copy.copy(self.arguments)
         for key, value in values.items():
             object.__setattr__(arguments, key, value)
-        return Settings(self.choice, arguments)
+        return replace(self, arguments=arguments)
+
+
+def shared(settings: Settings, how: Topology) -> Settings:
+    """The settings for processes that share a model: its layers then come and go, and are computed as they are."""
+    choice = settings.choice
+    if how.strategy in sharding.SHARDED:
+        choice = replace(choice, together=False)
+    return replace(settings, choice=choice, strategy=how.strategy, offload=how.offload)
+
+
+def notes(recipe: Recipe, settings: Settings) -> list[str]:
+    """What makes sharing cost more than it must."""
+    if settings.strategy != "fsdp2" or recipe.method != "full" or settings.accumulation == 1:
+        return []
+    if sharding.syncs_each_batch(recipe):
+        return []
+    return [
+        f"under FSDP2 each GPU sums whole gradients over the {settings.accumulation} micro-batches of a step; with "
+        "`training.accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}` only its share, for "
+        "more traffic between GPUs"
+    ]
 
 
 def find_card(name: str | None) -> Card | None:
@@ -116,18 +141,19 @@ def part(
         return None
     work = largest_batch(lengths, trained_share, chosen.arguments)
     needed = card_needs(found)
+    error = sharding.ERROR if isinstance(found, sharding.Sharded) else ERROR
     fits = needed <= card.memory_bytes
     return {
         "peak_bytes": found.peak,
         "phase": found.phase,
-        "error": ERROR,
+        "error": error,
         "parts": found.parts,
         "paged_bytes": found.paged,
         "needed_bytes": needed,
         "card": card.name,
         "card_bytes": card.memory_bytes,
         "fits": fits,
-        "hopeless": found.peak * (1 - ERROR) + CONTEXT_BYTES > card.memory_bytes,
+        "hopeless": found.peak * (1 - error) + CONTEXT_BYTES > card.memory_bytes,
         "rows": chosen.rows,
         "tokens": work.tokens,
         "trained_tokens": work.trained_tokens,
@@ -137,17 +163,22 @@ def part(
         "fused_layers": chosen.choice.fused_layers,
         "change": None if fits else _change(recipe, chosen, estimated, card),
         "calibrated_peak_bytes": None,
+        "strategy": chosen.strategy,
+        "processes": processes,
+        "host_bytes": found.host if isinstance(found, sharding.Sharded) else 0,
     }
 
 
 def _estimate(
     recipe: Recipe, config: PretrainedConfig, precision: str, work: Work, chosen: Settings, processes: int
 ) -> Estimate | None:
-    return estimate(
+    return sharding.estimate(
         recipe,
         config,
         precision,
         work,
+        strategy=chosen.strategy,
+        offload=chosen.offload,
         checkpointing=chosen.checkpointing,
         optim=chosen.optim,
         fused_layers=chosen.choice.fused_layers,
@@ -162,7 +193,10 @@ def _change(recipe: Recipe, chosen: Settings, estimated: _Estimated, card: Card)
     """Lines of the recipe that make it fit, those that cost least time first; all that help where none is enough."""
     lines: dict[str, Any] = {}
     best = estimated(recipe, chosen)
-    for smaller in (_checkpointed, _small_optimizer, *[_halved] * 16, _quantized):
+    smaller_ones = [_checkpointed, _small_optimizer, *[_halved] * 16, _quantized]
+    if chosen.strategy in sharding.SHARDED:  # with which 8-bit states and 4-bit weights do not always go
+        smaller_ones = [_checkpointed, *[_halved] * 16]
+    for smaller in smaller_ones:
         found = smaller(recipe, chosen)
         after = found and estimated(*found[1:])
         if not found or not after or not best or card_needs(after) >= card_needs(best):

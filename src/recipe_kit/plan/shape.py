@@ -157,13 +157,14 @@ class MemoryPart(TypedDict):
 
     `peak_bytes` is what `torch.cuda.max_memory_allocated()` would show, with a relative `error`, and `parts` add up to
     it. `needed_bytes` adds what CUDA takes for itself and gaps between blocks. `paged_bytes` of optimiser states lie
-    on the card only while there is room, and are in no other number.
+    on the card only while there is room, and are in no other number. Where several GPUs share a model, all this is of
+    each, `error` is an allowance, and `host_bytes` of each process lie in the machine's memory.
     """
 
     peak_bytes: int
     phase: str  # of a step: forward, head, backward, end of backward, optimizer
     error: float
-    parts: dict[str, int]  # weights, adapter, gradients, optimizer, activations, logits, workspace
+    parts: dict[str, int]  # weights, adapter, gradients, optimizer, activations, logits, workspace; gathered, buffers
     paged_bytes: int
     needed_bytes: int
     card: str  # that of this machine, or the one named
@@ -179,6 +180,9 @@ class MemoryPart(TypedDict):
     fused_layers: bool
     change: MemoryChange | None  # where it does not fit
     calibrated_peak_bytes: int | None  # with --calibrate on a GPU
+    strategy: str  # none, ddp, fsdp2, zero2, zero3
+    processes: int
+    host_bytes: int  # offloaded
 
 
 class TimePart(TypedDict):

@@ -40,8 +40,8 @@ def count(recipe: Recipe, config: PretrainedConfig, precision: str, tokens: int 
         total = base
     else:
         adapted = adapt(recipe, model)
-        trained = [adapter_tensor(n, p, recipe, precision) for n, p in adapted.named_parameters() if p.requires_grad]
-        saved = [adapter_tensor(n, p, recipe, precision) for n, p in _adapter_state(adapted).items()]
+        trained = [adapter_tensor(n, p, precision) for n, p in adapted.named_parameters() if p.requires_grad]
+        saved = [adapter_tensor(n, p, precision) for n, p in _adapter_state(adapted).items()]
         total = sum(parameter.numel() for parameter in adapted.parameters())
     trainable = sum(tensor.values for tensor in trained)
     part: ParametersPart = {

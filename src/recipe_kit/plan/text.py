@@ -245,15 +245,18 @@ def _memory(plan: Plan) -> Iterator[str]:
     if part is None:
         yield from _left_out(plan, "memory")
         return
-    yield (
-        f"{gib(part['peak_bytes'])} at the peak ({part['phase']}), within about {100 * part['error']:.0f} %: "
-        f"{part['tokens']:,} tokens a micro-batch"
-    )
+    sharded = part["strategy"] in ("fsdp2", "zero2", "zero3")
+    known = "counted and not measured yet" if sharded else f"within about {100 * part['error']:.0f} %"
+    yield f"{gib(part['peak_bytes'])} at the peak ({part['phase']}), {known}: {part['tokens']:,} tokens a micro-batch"
+    if part["processes"] > 1:
+        yield f"  on each of {part['processes']} GPUs, strategy {part['strategy']}"
     shown = [f"{name} {gib(size)}" for name, size in part["parts"].items() if size]
     yield from _items(" ", [", ".join(shown)])
     how = "computed twice (gradient checkpointing)" if part["checkpointing"] else "kept"
     fused = ", fused layers" if part["fused_layers"] else ""
     yield from _items(" ", [f"activations {how}, {part['optim']}, attention {part['attention']}{fused}"])
+    if part["host_bytes"]:
+        yield f"{gib(part['host_bytes'])} more of each process in the machine's memory"
     if part["paged_bytes"]:
         yield f"{gib(part['paged_bytes'])} more of paged optimiser states, on the card while there is room"
     if part["calibrated_peak_bytes"]:

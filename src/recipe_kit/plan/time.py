@@ -50,6 +50,8 @@ def part(
             return None
         tokens_per_second = speed.tokens_per_second * steps["processes"]
         seconds, source, where = speed.seconds_per_micro_batch * steps["accumulation"], speed.source, speed.where
+    if steps["processes"] > 1:
+        where += f"; that {steps['processes']} GPUs are as many times as fast is assumed, not measured"
     hours = seconds * steps["steps"] / 3600
     return {
         "card": str(name),

@@ -24,6 +24,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "do_eval": "set training.eval_strategy, and data.eval for its rows",
         "do_predict": "use `recipe-kit eval`",
         "resume_from_checkpoint": "use `recipe-kit train --resume`",
+        "enable_jit_checkpoint": "the kit saves a checkpoint when it is asked to stop",
         "dataset_text_field": "rows become conversations through data.formatter",
         "dataset_kwargs": "rows are prepared by data.formatter",
         "completion_only_loss": "write data.train_on",

@@ -317,9 +317,13 @@ class LaunchSection(_Section):
     """How the training processes are started. Holds no hyper-parameter."""
 
     accelerate_config: str | None = Field(
-        None, description="A topology that ships (cpu, single_gpu, multi_gpu) or a file of `accelerate config`."
+        None,
+        description="A topology that ships (cpu, single_gpu, multi_gpu, fsdp2, fsdp2_offload, zero2, zero3, "
+        "zero3_offload, multi_node, multi_node_fsdp2, multi_node_zero3) or a file of `accelerate config`.",
     )
-    num_processes: int | None = Field(None, gt=0, description="Number of processes, one for each GPU.")
+    num_processes: int | None = Field(
+        None, gt=0, description="Number of processes, one for each GPU, over all machines."
+    )
     on_oom: Literal["halve", "stop"] = Field(
         "halve",
         description="When a training step runs out of GPU memory: `halve` repeats it with each batch computed in "

@@ -31,7 +31,7 @@ def state(record: Record) -> list[str]:
         sentences.append(f"The last logged step is {last:,}{f' of about {total:,}' if total else ''}{loss}.")
     else:
         sentences.append("No step was logged yet.")
-    if record.status != "running" and any((record.folder / run_dir.CHECKPOINTS).glob("checkpoint-*")):
+    if record.status != "running" and run_dir.has_checkpoint(record.folder):
         sentences.append("Checkpoints were saved: `recipe-kit train … --resume` goes on from the last one.")
     return sentences
 
@@ -56,7 +56,7 @@ def cost(record: Record) -> list[str]:
         seconds = record.log[-1].get("seconds")
         tokens = _greatest(record, "num_tokens")
         memory = _greatest(record, "peak_memory_bytes")
-    resumed = training.get("resumed_at_step")
+    resumed = run_dir.counted_from(training)
     since = f" since step {words.count(resumed)}, where it was resumed" if resumed else ""
     parts = [
         f"{words.duration(seconds)} on {hardware(record.info)}{since}" if seconds is not None else "",

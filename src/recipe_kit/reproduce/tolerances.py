@@ -29,6 +29,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from recipe_kit import run_dir
 from recipe_kit.run_dir import Metrics, RunInfo
 
 SAME_MACHINE = 1e-6
@@ -75,10 +76,10 @@ def check_scores(then: Metrics, now: Metrics | None, *, same_machine: bool) -> I
 
 
 def check_training(then: RunInfo, now: RunInfo) -> Iterator[Check]:
-    """The average training loss, unless one of the two was resumed: it then counts from there."""
+    """The average training loss, unless one of the two counts it from where it was resumed."""
     before, after = then.get("training", {}), now.get("training", {})
     value = before.get("train_loss")
-    if value is None or before.get("resumed_at_step") or after.get("resumed_at_step"):
+    if value is None or run_dir.counted_from(before) or run_dir.counted_from(after):
         return
     allowed = max(TRAIN_LOSS_FLOOR, TRAIN_LOSS_SHARE * abs(value))
     yield _absolute("train_loss", "training", "training loss", value, after.get("train_loss"), allowed)

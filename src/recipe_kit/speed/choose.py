@@ -14,8 +14,7 @@ The rules, in the order in which they are asked. Each is a function below, and s
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from recipe_kit.recipe import Recipe
 from recipe_kit.speed import layers
 from recipe_kit.speed.card import Card
 from recipe_kit.speed.memory import ERROR, Estimate, Work, card_needs, estimate
+from recipe_kit.topology import strategy_here
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -160,7 +160,7 @@ def _kernels(
 
 def _sharded() -> bool:
     """Weights of FSDP and DeepSpeed come and go with the calls of their own modules."""
-    return os.environ.get("ACCELERATE_USE_FSDP") == "true" or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    return strategy_here() not in ("none", "ddp")
 
 
 def _rows(
@@ -197,26 +197,39 @@ def _rows(
     }
 
 
-def as_begun(choice: Choice, arguments: trl.SFTConfig, begun: Mapping[str, Any]) -> Choice:
+def as_begun(
+    choice: Choice,
+    arguments: trl.SFTConfig,
+    begun: Mapping[str, Any],
+    *,
+    processes: tuple[int, int] = (1, 1),
+    set_anew: Container[str] = (),
+) -> Choice:
     """The choice for a run that is continued, perhaps on another card: its steps have the rows that they had.
 
     `arguments` are TRL's with this choice, and `begun` is what `run.json` says under `speed`. An optimiser takes its
-    own states alone, so it stays too; micro-batches may be of another size.
+    own states alone, so it stays too; micro-batches may be of another size. `processes` are those then and now: where
+    the rows of a step cannot be shared out evenly, each process keeps its number. What is in `set_anew` was changed in
+    the recipe since, and is left to it.
     """
     changes: dict[str, Any] = {}
     for key in ("packing", "train_sampling_strategy", "optim"):
         now = getattr(arguments, key)
-        if key in begun and begun[key] != getattr(now, "value", now):
+        if key in begun and key not in set_anew and begun[key] != getattr(now, "value", now):
             changes[key] = begun[key]
-    sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    if all(key in begun for key in sizes) and math.prod(begun[key] for key in sizes) != math.prod(
-        int(getattr(arguments, key)) for key in sizes
-    ):
-        changes |= {key: begun[key] for key in sizes}
+    rows, steps = "per_device_train_batch_size", "gradient_accumulation_steps"
+    if rows in begun and steps in begun and rows not in set_anew and steps not in set_anew:
+        all_rows = begun[rows] * begun[steps] * processes[0]
+        if all_rows != int(getattr(arguments, rows)) * int(getattr(arguments, steps)) * processes[1]:
+            share, rest = divmod(all_rows, processes[1])
+            size = begun[rows] if rest else math.gcd(begun[rows], share)
+            changes |= {rows: size, steps: begun[steps] if rest else share // size}
     if not changes:
         return choice
     told = ", ".join(f"{key} {value}" for key, value in changes.items())
     note = f"this card would choose otherwise, but the run goes on as it was begun: {told}"
+    if processes[0] != processes[1]:
+        note = f"in {processes[1]} processes the run keeps the rows a step that it had in {processes[0]}: {told}"
     return replace(choice, training=choice.training | changes, notes=[*choice.notes, note])
 
 
@@ -291,7 +304,8 @@ def _candidates(open_keys: set[str], rows: int, accumulation: int, now: trl.SFTC
         longest = int(now.max_length or 1)
         sizes = [size for size in sizes if size * longest <= _MOST_TOKENS] or [1]
     choices = [False, True] if "gradient_checkpointing" in open_keys else [None]
-    for optim in (USUAL_OPTIM, SMALL_OPTIM) if "optim" in open_keys else (None,):
+    optims = (USUAL_OPTIM,) if _sharded() else (USUAL_OPTIM, SMALL_OPTIM)  # the states are in shares already
+    for optim in optims if "optim" in open_keys else (None,):
         for checkpointing in choices:
             for size in sizes:
                 if checkpointing is False and size < sizes[0] and size * int(now.max_length or 1) < _BUSY_TOKENS:

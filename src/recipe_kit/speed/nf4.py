@@ -22,7 +22,8 @@ def dense(layer: Any, dtype: torch.dtype) -> torch.Tensor:
         return whole
     state = weight.quant_state
     if weight.is_cuda and _VALUES % state.blocksize == 0 and (kernel := _kernel()) is not None:
-        return _by_triton(kernel, weight.data, state, dtype)
+        # Bytes, also where `bnb_4bit_quant_storage` has them kept as numbers of another type.
+        return _by_triton(kernel, weight.data.view(torch.uint8), state, dtype)
     from bitsandbytes.functional import dequantize_4bit
 
     made: torch.Tensor = dequantize_4bit(weight.data, state).to(dtype)
