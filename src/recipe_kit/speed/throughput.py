@@ -34,11 +34,12 @@ class Measured:
     adapter_launch: float
 
 
-# Against the ceiling that the card sustains: 92,161 (LoRA, benchmarks/results/speed_h100_xformers.json), 91,821 (QLoRA)
-# and 76,349 (full) tokens/s of the Llama-3.2-1B shape in micro-batches of 32,700 tokens, three in ten trained;
-# checkpointed, 24,722 (QLoRA) of the Llama-3.2-3B shape in 12,200. Later rounds were within 4 % (speed_h100.json). LoRA and full fine-tuning with checkpointing were
-# not measured: they are taken to do as QLoRA does, and as without. Launches are from small steps of 7B and 1.1B
-# shapes, where the host decides; they differed by a third from sitting to sitting.
+# Against the ceiling that the card sustains: 92,161 (LoRA, benchmarks/results/speed_h100_xformers.json), 91,821
+# (QLoRA) and 76,349 (full) tokens/s of the Llama-3.2-1B shape in micro-batches of 32,700 tokens, three in ten trained;
+# checkpointed, 24,722 (QLoRA) of the Llama-3.2-3B shape in 12,200. Later rounds were within 4 % (speed_h100.json).
+# LoRA and full fine-tuning with checkpointing were not measured: they are taken to do as QLoRA does, and as without.
+# Launches are from small steps of 7B and 1.1B shapes, where the host decides; they differed by a third from sitting
+# to sitting.
 MEASURED: dict[str, Measured] = {
     "h100": Measured(
         name="NVIDIA H100",
