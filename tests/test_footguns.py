@@ -25,7 +25,7 @@ from push_run import make_run
 from recipe_kit import catalog, cli, proofs, run_dir
 from recipe_kit.data import load_source, prepare
 from recipe_kit.data.work import Work
-from recipe_kit.errors import DataError, MergeError, ProofError, RecipeError
+from recipe_kit.errors import DataError, MergeError, ProofError, RecipeError, RunError
 from recipe_kit.labels import IGNORED, encode
 from recipe_kit.modeling import load_tokenizer
 from recipe_kit.recipe import DataSection, ModelSection, Source, dump_recipe, load_recipe, resolve
@@ -117,7 +117,11 @@ GUARDS = {
     "axolotl #2286": f"{HERE}::test_turns_of_another_form_name_the_formatter_that_reads_them",
     "axolotl #1957": f"{HERE}::test_turns_of_another_form_name_the_formatter_that_reads_them",
     "alignment-handbook #8": f"{HERE}::test_a_local_file_is_a_source_and_a_mistyped_one_is_said",
-    # packing
+    # batches and packing
+    "TRL #2175": f"{HERE}::test_eight_rows_at_once_or_one_by_one_end_with_the_same_weights",
+    "TRL #2604": f"{HERE}::test_eight_rows_at_once_or_one_by_one_end_with_the_same_weights",
+    "transformers #35203": f"{HERE}::test_eight_rows_at_once_or_one_by_one_end_with_the_same_weights",
+    "transformers #37766": f"{HERE}::test_eight_rows_at_once_or_one_by_one_end_with_the_same_weights",
     "TRL #805": f"{HERE}::test_packing_is_refused_unless_rows_are_kept_apart",
     "TRL #1230": f"{HERE}::test_packing_is_refused_unless_rows_are_kept_apart",
     "TRL #3067": f"{HERE}::test_packing_is_refused_unless_rows_are_kept_apart",
@@ -136,6 +140,15 @@ GUARDS = {
     "LLaMA-Factory #6267": f"{HERE}::test_rouge_of_letters_it_does_not_know_is_warned_of",
     "LLaMA-Factory #3617": f"{HERE}::test_a_training_ends_with_its_evaluation",
     "LLaMA-Factory #4323": f"{HERE}::test_a_training_ends_with_its_evaluation",
+    # saving and going on
+    "axolotl #1092": f"{HERE}::test_weights_that_cannot_be_saved_end_the_run_at_its_first_step",
+    "axolotl #1776": f"{HERE}::test_weights_that_cannot_be_saved_end_the_run_at_its_first_step",
+    "axolotl #2744": f"{HERE}::test_weights_that_cannot_be_saved_end_the_run_at_its_first_step",
+    "TRL #3252": f"{HERE}::test_an_adapter_goes_on_with_the_loss_it_had",
+    "axolotl #2568": f"{HERE}::test_an_adapter_goes_on_with_the_loss_it_had",
+    "ms-swift #3396": f"{HERE}::test_an_adapter_goes_on_with_the_loss_it_had",
+    "LLaMA-Factory #512": f"{HERE}::test_an_adapter_goes_on_with_the_loss_it_had",
+    "transformers #29607": f"{HERE}::test_an_adapter_goes_on_with_the_loss_it_had",
     # merging
     "transformers #31293": f"{HERE}::test_a_base_that_is_stored_in_four_bits_is_not_merged_into",
     "PEFT #2321": f"{HERE}::test_a_base_that_is_stored_in_four_bits_is_not_merged_into",
@@ -582,7 +595,49 @@ def test_a_local_file_is_a_source_and_a_mistyped_one_is_said(prepared, page_show
     page_shows(caught.value)
 
 
-# Packing
+# Batches and packing
+
+
+def trained_on(shop, runs, *overrides, **options):
+    """A run of the shop that is neither proved nor evaluated."""
+    from recipe_kit.training import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recipe_kit.wiring.check", lambda *args, **kwargs: [])  # half of the time, and not asked here
+        return train(load_recipe(shop, overrides=overrides), runs_dir=runs, **options)
+
+
+def losses(runs):
+    """The loss of each step that the only run of a folder has logged."""
+    (log,) = runs.glob(f"shop/2*/{run_dir.LOG}")
+    return {line["step"]: line["loss"] for line in run_dir.read_lines(log) if "loss" in line}
+
+
+@pytest.mark.slow
+def test_the_plan_proves_that_a_step_is_the_same_however_it_is_cut(plan, page_shows):
+    """TRL #2175, #2604, transformers #35203, #37766: said with numbers."""
+    page_shows(verdict_in(plan, "batch_size_does_not_matter"), learnt=True)
+
+
+@pytest.mark.slow
+def test_eight_rows_at_once_or_one_by_one_end_with_the_same_weights(shop, tmp_path):
+    """TRL #2175, #2604, transformers #35203, #37766: gradient accumulation changed the loss, and what was learnt."""
+    from safetensors.torch import load_file
+
+    rows = (
+        "model.id=tiny:llama3", "data.train={sample: support, limit: 16}", "data.formatter=support",
+        "data.max_length=256", "training.packing=false", "training.max_steps=2", "training.learning_rate=1e-3",
+        "training.save_strategy=no", "training.logging_steps=1",
+    )  # fmt: skip
+    found = []
+    for at_once in (8, 1):
+        size = f"training.per_device_train_batch_size={at_once}"
+        steps = f"training.gradient_accumulation_steps={8 // at_once}"
+        run = trained_on(shop, tmp_path / f"{at_once}", *rows, size, steps)
+        found.append((load_file(run / "adapter" / "adapter_model.safetensors"), losses(tmp_path / f"{at_once}")))
+    (together, losses_together), (one_by_one, losses_one_by_one) = found
+    assert max(float((together[name] - one_by_one[name]).abs().max()) for name in together) < 1e-6
+    assert losses_one_by_one == pytest.approx(losses_together, rel=1e-5)
 
 
 def test_packing_is_refused_unless_rows_are_kept_apart(shop, page_shows):
@@ -682,6 +737,84 @@ def test_a_training_ends_with_its_evaluation(shop, page_shows):
     assert {"base", "tuned", "scores"} <= set(json.loads((run / "metrics.json").read_text(encoding="utf-8")))
     shown = [line for line in said if line.startswith(("measuring", "answering"))]
     page_shows("\n".join(line for line in shown if "base" not in line))  # measured once, maybe by another test
+
+
+# Saving and going on
+
+
+@pytest.mark.slow
+def test_weights_that_cannot_be_saved_end_the_run_at_its_first_step(shop, tmp_path, monkeypatch, page_shows):
+    """axolotl #1092, #1776, #2744: training went to its end, and then the result could not be saved.
+
+    Here one tensor is left out of the files.
+    """
+    from safetensors.torch import load_file, save_file
+
+    from recipe_kit import training
+
+    write, steps = training._write, []
+
+    def left_out(trainer, job, folder):
+        steps.append(trainer.state.global_step)
+        write(trainer, job, folder)
+        file = folder / "adapter_model.safetensors"
+        tensors = {name: tensor for name, tensor in load_file(file).items() if "0.self_attn.v_proj.lora_A" not in name}
+        save_file(tensors, file, metadata={"format": "pt"})
+
+    monkeypatch.setattr(training, "_write", left_out)
+    with pytest.raises(RunError) as caught:
+        trained_on(shop, tmp_path, "training.max_steps=500")
+    assert steps == [1]
+    page_shows(re.sub(r"\S+/shop/[\dT-]+", "runs/shop/latest", str(caught.value)))
+
+
+ADAPTER = ("training.max_steps=8", "training.save_steps=4", "training.logging_steps=1", "training.learning_rate=1e-2")
+
+
+@pytest.fixture(scope="module")
+def stopped(shop, tmp_path_factory):
+    """The folder of runs of an adapter that was stopped after step 6 of 8, with a checkpoint of step 4."""
+    from recipe_kit.progress import ProgressLog
+
+    log, runs = ProgressLog.on_log, tmp_path_factory.mktemp("stopped") / "runs"
+
+    def stop_after_six(self, args, state, control, **options):
+        log(self, args, state, control, **options)
+        if state.global_step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProgressLog, "on_log", stop_after_six)
+        with pytest.raises(KeyboardInterrupt):
+            trained_on(shop, runs, *ADAPTER)
+    return runs
+
+
+@pytest.mark.slow
+def test_an_adapter_goes_on_with_the_loss_it_had(shop, stopped, tmp_path, page_shows):
+    """TRL #3252, axolotl #2568, ms-swift #3396, LLaMA-Factory #512, transformers #29607: how a training of an adapter
+    is gone on with was unclear, and where it was, the loss jumped.
+
+    Steps 5 and 6 are trained twice, so their losses can be compared: that of step 6 tells whether the optimiser and
+    its schedule are those of before.
+    """
+    runs, said = shutil.copytree(stopped, tmp_path / "runs", symlinks=True), []
+    before = losses(runs)
+    run = trained_on(shop, runs, *ADAPTER, resume="auto", report=said.append)
+    after = losses(runs)
+    assert (sorted(before), sorted(after)) == (list(range(1, 7)), list(range(1, 9)))
+    assert [after[step] for step in before] == pytest.approx(list(before.values()), rel=1e-5)
+    assert abs(before[6] - before[5]) > 1e-3  # it learns: another optimiser would show
+    shown = "\n".join(line for line in said if line.startswith("going on"))
+    page_shows(shown.replace(str(run), "runs/shop/latest"))
+
+
+@pytest.mark.slow
+def test_what_would_make_the_loss_jump_is_named_before_a_run_goes_on(shop, stopped, page_shows):
+    """LLaMA-Factory #512 once more: other settings than the run began with."""
+    with pytest.raises(RunError) as caught:
+        trained_on(shop, stopped, *ADAPTER, "training.learning_rate=2e-2", "training.warmup_steps=100", resume="auto")
+    page_shows(re.sub(r"\S+/shop/[\dT-]+", "runs/shop/latest", str(caught.value)))
 
 
 # Merging
