@@ -513,11 +513,11 @@ def test_a_recipe_that_wants_to_stop_stops(tmp_path: Path, monkeypatch: pytest.M
         ("recipe_kit.modeling.load_model", [], "in load: "),
         ("torch.optim.AdamW.step", [], "in optimiser at step 1: "),
         ("transformers.Trainer.evaluation_loop", ["training.eval_strategy=steps"], "in evaluation at step 1: "),
-        ("transformers.Trainer._save", [], "in save at step 2: "),
+        ("transformers.Trainer._save", [], "in save at step 1: "),
         (
             "transformers.Trainer._save_optimizer_and_scheduler",
             ["training.save_strategy=epoch"],
-            "in save at step 2: ",
+            "in save at step 1: ",
         ),
     ],
 )
