@@ -134,6 +134,7 @@ def test_no_more_workers_are_started_ahead_than_asked(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_worker_that_fails_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     tasks = [
         task(tmp_path, "a", fails="import"),

@@ -938,6 +938,7 @@ def shipped_cards(folder: Path) -> dict[str, Path]:
     return found
 
 
+@pytest.mark.slow
 def test_cards_of_all_shipped_recipes_pass_lint_and_both_clients(tmp_path: Path) -> None:
     cards = shipped_cards(tmp_path / "runs")
     assert len(cards) == 2 * (7 * 3 + 1)

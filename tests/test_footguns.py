@@ -514,6 +514,7 @@ def test_a_dataset_that_is_a_script_is_refused_in_one_sentence(tmp_path, monkeyp
     page_shows(caught.value)
 
 
+@pytest.mark.slow
 def test_whoever_comes_second_waits_outside_any_collective_call(tmp_path, monkeypatch, tiny_tokenizer, page_shows):
     """LLaMA-Factory #2424, #1196, #2656, #662: while one rank tokenised, the others' barrier ran out of time.
 
@@ -982,6 +983,7 @@ def test_what_a_card_lacks_is_said_with_the_key_that_supplies_it(tmp_path, page_
     page_shows(done.stderr.partition("warning:")[0].replace(str(run), "runs/shop/latest"))
 
 
+@pytest.mark.slow
 def test_a_push_that_was_cut_off_is_finished_by_pushing_again(tmp_path, page_shows):
     """unsloth #898: the training was done, the upload failed, and the deadline was near."""
     with Hub(tmp_path / "hub") as hub, pusher(hub, tmp_path / "child") as child:

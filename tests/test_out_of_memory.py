@@ -517,7 +517,7 @@ def test_a_recipe_that_wants_to_stop_stops(tmp_path: Path, monkeypatch: pytest.M
         (
             "transformers.Trainer._save_optimizer_and_scheduler",
             ["training.save_strategy=epoch"],
-            "in save at step 1: ",
+            "in save at step 2: ",
         ),
     ],
 )

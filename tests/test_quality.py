@@ -628,6 +628,7 @@ examples = st.lists(turns, min_size=1, max_size=5).map(lambda messages: {"messag
 examples |= st.text(max_size=40).map(lambda text: {"text": text})
 
 
+@pytest.mark.slow
 @given(st.lists(examples, max_size=6))
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 def test_whatever_the_rows_hold_the_report_can_be_made_and_read(rows):

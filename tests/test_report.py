@@ -448,6 +448,7 @@ def test_headings_go_down_one_level_at_a_time(tmp_path: Path) -> None:
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
 
 
+@pytest.mark.slow
 def test_a_long_log_is_thinned_and_its_extremes_stay(tmp_path: Path) -> None:
     line = LOG[0]
     log = [line | {"step": step, "loss": 3.0 + (step % 7) / 10, "grad_norm": step % 11} for step in range(1, 20_001)]

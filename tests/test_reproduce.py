@@ -725,6 +725,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Warnings while validating:UserWarning")
 @pytest.mark.parametrize("major", MAJORS)
 def test_a_repository_of_the_hub_is_read_at_its_commit_and_refusals_are_sentences(

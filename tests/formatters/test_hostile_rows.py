@@ -81,6 +81,7 @@ def targets(example):
     return [turn["content"] for turn in turns if turn["role"] == "assistant" and turn.get("train", True)]
 
 
+@pytest.mark.slow
 @settings(max_examples=1500, deadline=None)
 @given(rows())
 def test_a_hostile_row_gives_a_valid_example_or_names_the_column(case):
