@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from recipe_kit import catalog, signals, topology
 from recipe_kit.errors import LaunchError
@@ -207,7 +208,9 @@ def _end_others_quickly(heard: Sequence[signal.Signals]) -> None:
     """
     from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 
-    close = SubprocessContext._close
+    close: Any = getattr(SubprocessContext, "_close", None)
+    if close is None:  # another torch, which waits as long as it likes
+        return
 
     def _close(self: SubprocessContext, death_sig: signal.Signals, timeout: int = 30) -> None:
         if heard:
