@@ -1,4 +1,4 @@
-"""The benchmarks of losses and memory: their tables, and that they compare like with like."""
+"""The benchmarks of losses, memory and several GPUs: their tables, and that they compare like with like."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ sys.path += [str(BENCHMARKS), str(BENCHMARKS / "speed")]
 import losses  # noqa: E402
 import memory  # noqa: E402
 import recipes_of  # noqa: E402
+import scaling  # noqa: E402
 from works import Work  # noqa: E402
 
 GIB = 2**30
@@ -248,3 +249,31 @@ def test_a_work_becomes_the_recipe_that_trains_it(method: str) -> None:
     assert recipe.training["gradient_accumulation_steps"] == 8  # packs of 1024 with the tokens of 36 rows
     assert recipe.training["gradient_checkpointing"] is True
     assert recipes_of.recipe_of(work, rows=12, packing=False).training["gradient_accumulation_steps"] == 3
+
+
+def test_the_table_of_several_gpus_says_how_many_times_one_process() -> None:
+    def ran(config: str, processes: int, speed: float) -> dict[str, Any]:
+        told = {"config": config, "processes": processes, "tokens_per_second": speed, "peak_memory_bytes": 2 * GIB}
+        return told | {"round": 0}
+
+    runs = [ran("one", 1, 100.0), ran("multi_gpu", 2, 190.0), ran("one", 1, 110.0), ran("one", 1, 90.0)]
+    runs.append({"round": 0, "config": "fsdp2", "processes": 2, "failed": "out of memory"})
+    told = {"shape": "llama-3.2-1b", "method": "lora", "rows_a_process": 144, "steps": 15, "runs": runs}
+    table = scaling.markdown(told | MEMORY)
+    assert table.splitlines() == [
+        "Llama-3.2-1B shape, lora, 144 rows a step and process, 15 timed steps.",
+        "",
+        "| launched with | processes | tokens/s | lowest to highest | times one process | peak GiB of the first |",
+        "|---|---|---|---|---|---|",
+        "| one | 1 | 100 | 90 to 110 |  | 2.0 |",
+        "| multi_gpu | 2 | 190 | 190 to 190 | 1.90 | 2.0 |",
+        "| fsdp2 | 2 | did not run: out of memory | | | |",
+        "",
+        "H100; torch 2.13.0; 2026-01-02",
+    ]
+
+
+def test_rows_of_the_benchmark_of_several_gpus_are_all_different() -> None:
+    made = scaling.make_rows(200)
+    assert len({row["instruction"] for row in made}) == len({row["response"] for row in made}) == 200
+    assert made == scaling.make_rows(200)
