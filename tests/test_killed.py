@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import forked
 from recipe_kit import checkpoints, run_dir
 from recipe_kit.recipe import Recipe, load_recipe
 
@@ -267,6 +268,7 @@ def test_a_full_model_killed_in_its_final_save_and_a_checkpoint_ends_the_same(tm
     require_same(finished(tmp_path), finished(tmp_path / "whole"))
 
 
+@forked.several_go_on
 def test_two_processes_killed_while_a_checkpoint_is_written_end_the_same(tmp_path: Path) -> None:
     half = ("training.per_device_train_batch_size=2",)
     assert trained(tmp_path / "whole", *half, ranks=2) == [0, 0]

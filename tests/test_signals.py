@@ -203,7 +203,10 @@ def stopped_at(run: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGUSR1)])
+@pytest.mark.parametrize(
+    ("processes", "number"),
+    [(1, signal.SIGTERM), pytest.param(2, signal.SIGUSR1, marks=forked.several_go_on)],
+)
 def test_a_stopped_run_leaves_a_checkpoint_and_75_and_resume_ends_it(
     folder: Path, processes: int, number: signal.Signals
 ) -> None:
