@@ -11,7 +11,7 @@ import torch
 import trl
 
 from recipe_kit import modeling, run_dir
-from recipe_kit.errors import RecipeError
+from recipe_kit.errors import RecipeError, first_line
 from recipe_kit.gathering import split_models
 from recipe_kit.recipe import Recipe
 from recipe_kit.topology import here
@@ -63,7 +63,7 @@ def training_arguments(recipe: Recipe, precision: str, chosen: Mapping[str, Any]
     try:
         arguments = trl.SFTConfig(**values)
     except (TypeError, ValueError, ImportError) as error:
-        raise RecipeError(f"training: {str(error).splitlines()[0]}") from error
+        raise RecipeError(f"training: {first_line(error)}") from error
     split_models(None)  # the one that is trained will be, and no other
     if recipe.data.streaming and arguments.max_steps <= 0:
         raise RecipeError("data.streaming: an epoch of a stream has no known length; set training.max_steps")

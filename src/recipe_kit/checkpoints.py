@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from recipe_kit import run_dir
+from recipe_kit.errors import first_line
 
 MANIFEST = run_dir.CHECKPOINT_COMPLETE
 WRITING = ".writing"
@@ -202,7 +203,7 @@ def is_disk_error(error: BaseException) -> bool:
 
 def in_words(error: BaseException, folder: Path) -> str:
     """What the error says, and how much is free, for the middle of a sentence."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip().splitlines()[0]
+    said = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
     free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
     return f"{said.rstrip('.')}; {gigabytes(free)} are free in {folder}"
 

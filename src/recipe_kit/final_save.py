@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from recipe_kit import checkpoints
-from recipe_kit.errors import RunError
+from recipe_kit.errors import RunError, first_line
 from recipe_kit.gathering import whole_models
 from recipe_kit.saving import SavingTrainer
 
@@ -116,7 +116,7 @@ def _difference(trainer: SavingTrainer, folder: Path, live: Mapping[str, torch.T
             saved = _Saved(folder, live, is_adapter=is_adapter, trusted=bool(trainer.args.trust_remote_code))
             problem = saved.problem
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            problem = f"what was written cannot be read back ({str(error).splitlines()[0]})"
+            problem = f"what was written cannot be read back ({first_line(error)})"
     for name, value in live.items():
         whole = _whole(value, trainer.accelerator.device)
         if saved is not None and not problem and not saved.has_equal(name, whole):

@@ -23,7 +23,7 @@ FIRST_SPEAKS_SECONDS = 2.0  # that another process leaves to the first, which sa
 NEWS_SECONDS = 5.0  # that a process whose peers do not answer waits to hear which of them failed
 _FAILED = "recipe-kit/failed"
 _WAITING = "recipe-kit/waiting"
-# How gloo and NCCL say that another process is gone, or does not answer.
+# How another process that is gone, or does not answer, is told of: gloo's words as seen, NCCL's not seen yet.
 _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL error")
 _SILENT = ("Timed out waiting", "Watchdog caught collective operation timeout", "timed out after")
 

@@ -15,7 +15,7 @@ import torch.distributed as group
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from recipe_kit.errors import LaunchError
+from recipe_kit.errors import LaunchError, first_line
 from recipe_kit.saving import SavingTrainer
 from recipe_kit.signals import Listener, Stopped
 
@@ -36,7 +36,7 @@ class Votes:
             self._group = group.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
         except RuntimeError as error:
             raise LaunchError(
-                f"the processes cannot talk over gloo ({str(error).splitlines()[0]}); set GLOO_SOCKET_IFNAME to the "
+                f"the processes cannot talk over gloo ({first_line(error)}); set GLOO_SOCKET_IFNAME to the "
                 "network interface that connects the machines, such as eth0"
             ) from error
         self._votes: torch.Tensor | None = None

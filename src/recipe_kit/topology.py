@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipe_kit import catalog
-from recipe_kit.errors import LaunchError
+from recipe_kit.errors import LaunchError, first_line
 
 if TYPE_CHECKING:
     from recipe_kit.recipe import Recipe
@@ -48,7 +48,7 @@ def read(name_or_path: str | Path) -> Topology:
     try:
         told = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LaunchError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from error
+        raise LaunchError(f"{path}: cannot be read as YAML ({first_line(error)})") from error
     if not isinstance(told, dict):
         raise LaunchError(f"{path}: expected what `accelerate config` writes; got {type(told).__name__}")
     kind = str(told.get("distributed_type", "NO")).upper()

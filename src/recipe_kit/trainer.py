@@ -18,7 +18,7 @@ from trl import SFTConfig
 
 from recipe_kit import modeling
 from recipe_kit.arguments import for_trainer
-from recipe_kit.errors import ModelError
+from recipe_kit.errors import ModelError, first_line
 from recipe_kit.gathering import gather
 from recipe_kit.recipe import Recipe
 from recipe_kit.saving import SavingTrainer
@@ -100,7 +100,7 @@ def make_trainer(
             peft_config=adapter,
         )
     except ValueError as error:  # PEFT and TRL refuse combinations here, in their own words
-        raise ModelError(f"{recipe.method}: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{recipe.method}: {first_line(error)}") from error
     trainer.saved_dtype = _dtype_by_name(recipe, precision)
     if adapter is not None and not trainer.is_deepspeed_enabled:  # it trains in 16 bits, and updates copies in float32
         _adapters_in_float32(trainer.model, trainer.saved_dtype)

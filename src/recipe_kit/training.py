@@ -48,7 +48,7 @@ from recipe_kit import resume as resuming
 from recipe_kit.arguments import check_method, training_arguments
 from recipe_kit.carry_over import RecipeDecides
 from recipe_kit.data.lengths import row_lengths
-from recipe_kit.errors import RecipeKitError, RunError
+from recipe_kit.errors import RecipeKitError, RunError, first_line
 from recipe_kit.evaluation.work import together
 from recipe_kit.gathering import parameter_count, split_models
 from recipe_kit.out_of_memory import Watch, explained
@@ -162,7 +162,7 @@ def train(
         if info["status"] == "finished":
             raise
         info["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        info["error"] = provenance.without_tokens(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        info["error"] = provenance.without_tokens(first_line(error))
         if state.is_main_process:
             with suppress(RunError):  # the first error is the one to show
                 run_dir.write_json(run / run_dir.RUN, info)
@@ -436,7 +436,7 @@ def _measure(job: _Job, held_out: data.Split, tuned: Callable[[], PreTrainedMode
                 train=train, report=job.report,
             )  # fmt: skip
     except (Exception, KeyboardInterrupt) as error:  # what was trained is saved, and not lost by this
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         job.note(f"not evaluated ({reason}); run `recipe-kit eval` on this folder")
         known = isinstance(error, RecipeKitError | KeyboardInterrupt)
         return None if known else error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe_kit import checkpoints, run_dir
-from recipe_kit.errors import RecipeError, RunError
+from recipe_kit.errors import RecipeError, RunError, first_line
 from recipe_kit.recipe import Difference, Recipe, diff_recipes, load_recipe, recipe_digest
 from recipe_kit.resume.changes import SIZES, Change, compare, of_recipe
 from recipe_kit.run_dir import RunInfo
@@ -179,7 +179,7 @@ def _recipe_of(run: Path, before: RunInfo, recipe: Recipe) -> Recipe:
     try:
         return load_recipe(run / run_dir.RECIPE)
     except RecipeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise RunError(
             f"{run}: its {run_dir.RECIPE} cannot be read any more, so nobody knows what has changed ({reason}); go on "
             f"with recipe-kit {before['recipe_kit_version']}, which wrote it, or start anew without --resume"

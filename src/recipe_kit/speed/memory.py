@@ -226,20 +226,8 @@ class _Model:
         return self.vocabulary * self.hidden * (self.itemsize if self.adapter_itemsize == 0 else 4)
 
 
-_known: dict[tuple[str, ...], _Model] = {}
-
-
+@parameters.kept
 def _model(recipe: Recipe, config: PretrainedConfig, precision: str) -> _Model:
-    """Built once for each model and adapter: a choice of settings asks many times."""
-    sections = recipe.model_dump(include={"model", "method", "lora", "quantization"})
-    key = (repr(sections), config.to_json_string(use_diff=False), precision)
-    if key not in _known:
-        _known.clear()
-        _known[key] = _look(recipe, config, precision)
-    return _known[key]
-
-
-def _look(recipe: Recipe, config: PretrainedConfig, precision: str) -> _Model:
     base = parameters.build(recipe, config, precision)
     embeddings, head = base.get_input_embeddings().weight, base.get_output_embeddings().weight
     tied = embeddings is head

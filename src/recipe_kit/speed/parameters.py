@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
@@ -13,6 +15,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from recipe_kit import modeling
 from recipe_kit.errors import ModelError, first_line
 from recipe_kit.recipe import Recipe
+
+T = TypeVar("T")
 
 # Optimiser -> the values it keeps for each trained one, and the bytes of each; None: the type of the trained weights.
 # The 8-bit ones keep a float32 scale for each block of 256 values, and small tensors in 32 bits (bitsandbytes 0.50).
@@ -32,6 +36,22 @@ _PAGED_FROM = 100_000  # values of a tensor from which bitsandbytes 0.50 pages i
 
 _NF4_BLOCK, _NF4_OUTER_BLOCK = 64, 256  # values with one scale, and scales with one scale of their own
 _NF4_CODE, _NF4_OUTER_CODE = 16 * 4, 256 * 4  # the tables of both, float32, held by each layer
+
+
+def kept(look: Callable[[Recipe, PretrainedConfig, str], T]) -> Callable[[Recipe, PretrainedConfig, str], T]:
+    """`look` with its last answer kept: a choice of settings asks many times about one model and adapter."""
+    known: dict[tuple[str, ...], T] = {}
+
+    @functools.wraps(look)
+    def once(recipe: Recipe, config: PretrainedConfig, precision: str) -> T:
+        sections = recipe.model_dump(include={"model", "method", "lora", "quantization"})
+        key = (repr(sections), config.to_json_string(use_diff=False), precision)
+        if key not in known:
+            known.clear()
+            known[key] = look(recipe, config, precision)
+        return known[key]
+
+    return once
 
 
 @dataclass(frozen=True)

@@ -56,20 +56,9 @@ class Model:
         return [tensor for unit in self.units for tensor in unit.frozen]
 
 
-_known: dict[tuple[str, ...], Model] = {}
-
-
+@parameters.kept
 def look(recipe: Recipe, config: PretrainedConfig, precision: str) -> Model:
     """The weights of a model with its adapter, cut into units as accelerate 1.15 does; the last one is kept."""
-    sections = recipe.model_dump(include={"model", "method", "lora", "quantization"})
-    key = (repr(sections), config.to_json_string(use_diff=False), precision)
-    if key not in _known:
-        _known.clear()
-        _known[key] = _look(recipe, config, precision)
-    return _known[key]
-
-
-def _look(recipe: Recipe, config: PretrainedConfig, precision: str) -> Model:
     base = parameters.build(recipe, config, precision)
     tied = base.get_input_embeddings().weight is base.get_output_embeddings().weight
     model = base if recipe.method == "full" else parameters.adapt(recipe, base)
