@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 import forked
-from recipe_kit import run_dir
+from recipe_kit import checkpoints, run_dir
 
 pytestmark = pytest.mark.slow
 STEPS = 4
@@ -31,15 +32,37 @@ FSDP2 = {
 
 
 def train(place: Path, *changes: str, ranks: int, rows: int, **environment: str) -> Path:
-    """A run of samsum's wiring check with `rows` rows in each micro-batch of each rank; returns its folder."""
+    """A run of samsum's wiring check with `rows` rows in each micro-batch of each rank; returns its folder.
+
+    All ranks but the first are slow to look at files, as they may be on a busy machine or a distant disk.
+    """
     told = [*CHANGES, *changes, f"training.per_device_train_batch_size={rows}"]
     words = ["samsum", "--profile", "smoke", "--runs-dir", place, *(w for change in told for w in ("--set", change))]
-    act = forked.train(*words)
+    act = _slow_to_look(forked.train(*words))
     group = forked.start(
         place.with_suffix(".txt"), _as_if_on_gpus(act) if environment else act, ranks=ranks, **environment
     )
     assert group.codes() == [0] * ranks, group.said[-3000:]
     return run_dir.find(place / "samsum")
+
+
+def _slow_to_look(act: Callable[[], object]) -> Callable[[], object]:
+    """What another rank writes and removes again may be gone before these have seen it."""
+
+    def acting() -> object:
+        if os.environ.get("RANK", "0") != "0":
+            is_file = Path.is_file
+
+            def slowly(self: Path) -> bool:
+                there = is_file(self)
+                if checkpoints.WRITING in self.parts:
+                    time.sleep(0.3)
+                return there
+
+            Path.is_file = slowly  # type: ignore[assignment, method-assign]
+        return act()
+
+    return acting
 
 
 def _as_if_on_gpus(act: Callable[[], object]) -> Callable[[], object]:

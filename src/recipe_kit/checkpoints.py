@@ -108,6 +108,11 @@ def flush(folder: Path) -> None:
     _flush_folder(folder)
 
 
+def size(folder: Path) -> int:
+    """Bytes of all files in a folder; 0 for one that is not there."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def move_into_place(written: Path, place: Path) -> None:
     """One rename, and on the disk. What was in that place goes first."""
     place.parent.mkdir(parents=True, exist_ok=True)
