@@ -199,7 +199,8 @@ def test_a_checkpoint_that_does_not_fit_costs_a_sentence_and_nothing_else(
     (text,) = [text for text in said if "no checkpoint" in text]
     assert text.startswith(f"no checkpoint of step 4: {run / 'checkpoints'} has 0.0 MB free and 1")
     assert text.endswith(
-        "are needed; training goes on, the last one is of step 2. Free some space, or set training.save_total_limit: 1"
+        "are needed; the run goes on, and the last one is of step 2. Free some space, or set "
+        "training.save_total_limit: 1"
     )
 
 
@@ -247,7 +248,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_leaves_the_last_one(
     (text,) = [text for text in said if "no checkpoint" in text]
     reason = "PytorchStreamWriter failed" if where == "torch" else "(No space left on device; "
     assert text.startswith("no checkpoint of step 4: it cannot be written (") and reason in text
-    assert "training goes on, the last one is of step 2" in text and "\n" not in text
+    assert "the run goes on, and the last one is of step 2" in text and "\n" not in text
 
 
 @pytest.mark.slow

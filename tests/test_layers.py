@@ -27,7 +27,7 @@ ALLOWED = {
     "launch": {"catalog", "topology", "signals"},
     "signals": set(),
     "ranks": {"signals"},
-    "stopping": {"saving", "signals"},
+    "stopping": {"checkpoints", "saving", "signals"},
     "topology": {"catalog", "recipe"},
     "jobs": {"catalog", "signals", "topology"},
     "gathering": set(),

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 import forked
@@ -105,10 +106,15 @@ def test_exit_codes() -> None:
 
 def test_the_sentence_names_signal_step_and_the_command_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(signals.COMMAND, "recipe-kit train a.yaml --num-processes 2")
-    stopped = signals.Stopped(signal.SIGTERM, step=7, of=20, run=Path("runs/a/b"), saved=True)
+    stopped = signals.Stopped(signal.SIGTERM, step=7, of=20, run=Path("runs/a/b"), saved=7)
     assert stopped.sentence == (
         "stopped by SIGTERM after step 7 of 20; the checkpoint is saved; go on with: "
         "recipe-kit train a.yaml --num-processes 2 --resume runs/a/b"
+    )
+    stopped.saved = 5
+    assert stopped.sentence == (
+        "stopped by SIGTERM after step 7 of 20; no checkpoint of this step could be saved, and the last one is of "
+        "step 5; go on with: recipe-kit train a.yaml --num-processes 2 --resume runs/a/b"
     )
 
 
@@ -153,7 +159,7 @@ def test_a_step_in_which_a_request_came_is_the_last_and_is_saved_once(callback: 
     callback.trainer.saved_step = 3  # which the trainer does then
     with pytest.raises(signals.Stopped, match="stopped by SIGTERM after step 3 of 9") as stopped:
         callback.on_epoch_end(arguments(), state(), flow)
-    assert stopped.value.saved and stopped.value.run == Path("runs/a/b")
+    assert stopped.value.saved == 3 and stopped.value.run == Path("runs/a/b")
     assert callback.trainer.callback_handler.ended == 1  # trackers have written what they held back
 
 
@@ -171,7 +177,7 @@ def test_an_evaluation_between_steps_is_cut_short_and_made_up_for(callback: Any)
     callback.listener.asked = signal.SIGUSR1
     with pytest.raises(signals.Stopped, match="after step 3") as stopped:
         callback.on_prediction_step(arguments(), state(), control())
-    assert stopped.value.saved
+    assert stopped.value.saved == 3
     for history, missing in (([], True), ([{"step": 3, "eval_loss": 1.0}], False)):
         resumed = arguments()
         callback.on_train_begin(resumed, state(log_history=history), control())
@@ -225,6 +231,21 @@ def test_a_stopped_run_leaves_a_checkpoint_and_75_and_resume_ends_it(
     assert resumed.codes() == [0] * processes, resumed.said
     info = run_dir.require_finished(run)
     assert info["training"]["steps"] == 12 and info["training"]["resumed_at_step"] == step
+
+
+@pytest.mark.slow
+def test_a_stop_whose_checkpoint_does_not_fit_says_that_nothing_is_left(folder: Path) -> None:
+    def act() -> None:
+        checkpoints.shortage = lambda place, needed: "the disk is full" if place.name == "checkpoints" else ""  # type: ignore[assignment]
+        forked.train(folder / "tiny.yaml", "--runs-dir", folder / "full")()
+
+    began = forked.start(folder / "out", act)
+    began.wait_for("step 2/12")
+    began.send(signal.SIGTERM)
+    assert began.codes() == [75]
+    assert "the disk is full; the run stops, and there is none yet. Free some space" in began.said
+    assert "; no checkpoint could be saved, so the same command begins again" in began.said
+    assert "--resume" not in began.said
 
 
 @pytest.mark.slow
@@ -350,6 +371,34 @@ def test_a_signal_to_the_first_process_reaches_each_rank_once_and_its_code_comes
                 os.killpg(process.pid, signal.SIGUSR1)  # to both launchers at once
     assert process.returncode == 75
     assert sorted(said) == ["rank 0 got SIGUSR1", "rank 1 got SIGUSR1", "ready", "ready"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for a signal when the parent dies")
+@pytest.mark.parametrize("killed", ["the command", "its launcher"])
+def test_ranks_whose_parent_was_killed_are_told_to_stop(script: Path, killed: str) -> None:
+    """They would train on unseen, and hold their GPUs."""
+    waits = f"from recipe_kit import signals; signals.end_with_parent(); exec(open({str(script)!r}).read())"
+    (script.parent / "rank.py").write_text(waits)
+    run = "import sys; from recipe_kit import launch; sys.exit(launch.run(sys.argv[1:]))"
+    words = [
+        sys.executable,
+        "-c",
+        run,
+        "torchrun",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(script.parent / "rank.py"),
+    ]
+    said = []
+    with subprocess.Popen([*words, "0"], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:  # to the end: until nobody is left who could write
+            said.append(line.strip())
+            if said.count("ready") == 2 and line == "ready\n":
+                (launcher,) = psutil.Process(process.pid).children()
+                (process if killed == "the command" else launcher).kill()
+    assert {"rank 0 got SIGTERM", "rank 1 got SIGTERM"} < set(said)
 
 
 @pytest.mark.parametrize("code", [75, 130])

@@ -105,7 +105,7 @@ def run(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) ->
     """
     child = [sys.executable, "-m", "recipe_kit.launch", *argv]
     started: list[int] = []
-    own = {**os.environ, **(environment or {})}
+    own = {**os.environ, **(environment or {}), **signals.as_parent()}
     with signals.forwarding(lambda: started) as forwarder, subprocess.Popen(child, env=own) as process:
         started.append(process.pid)
         for asked in tuple(forwarder.heard):  # in the moment before
@@ -149,6 +149,8 @@ def _launcher(words: list[str]) -> int:
     try:
         with signals.forwarding(_children, on_none=_stop) as forwarder:
             heard = forwarder.heard
+            signals.end_with_parent()
+            os.environ.update(signals.as_parent())
             return _launch(words, heard)
     except signals.Stopped as stop:
         return stop.exit_code

@@ -100,9 +100,9 @@ class SavingTrainer(HalvingTrainer):
         last = checkpoints.last_step(folder.parent)
         stays = f"the last one is of step {last}" if last is not None else "there is none yet"
         fewer = "" if self.args.save_total_limit == 1 else ", or set training.save_total_limit: 1"
-        self.report(
-            f"no checkpoint of step {step}: {problem}{lost}; training goes on, {stays}. Free some space{fewer}"
-        )
+        stops = self.control.should_training_stop and step < self.state.max_steps  # it was asked to
+        then = "the run stops" if stops else "the run goes on"
+        self.report(f"no checkpoint of step {step}: {problem}{lost}; {then}, and {stays}. Free some space{fewer}")
 
     def _room(self, written: Path) -> str:
         """Why a checkpoint cannot even be begun, or ""."""

@@ -28,13 +28,16 @@ STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if h
 GENTLE = getattr(signal, "SIGUSR1", None)  # a warning by schedulers; never ends a process at once
 PEER_ENDED = getattr(signal, "SIGUSR2", signal.SIGTERM)  # from our launcher: another process of the run has ended
 COMMAND = "RECIPE_KIT_COMMAND"  # the command a person typed, known to the ranks
+_PARENT = "RECIPE_KIT_PARENT"  # the id of the process that started this one, if it was a recipe-kit
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 _LINGER_SECONDS = 30  # for a worker that loads batches, when a request is sent to all processes there are
 
 
 class Stopped(KeyboardInterrupt):
     """The process was asked to stop; a KeyboardInterrupt, so that nothing on the way takes it for an error.
 
-    `step` is the training step it stopped after, None before the first; `saved` whether its checkpoint is on disk.
+    `step` is the training step it stopped after, None before the first; `saved` that of the newest checkpoint on disk,
+    None where there is none.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class Stopped(KeyboardInterrupt):
         step: int | None = None,
         of: int = 0,
         run: Path | None = None,
-        saved: bool = False,
+        saved: int | None = None,
     ) -> None:
         self.asked, self.at_once, self.step, self.of, self.run, self.saved = asked, at_once, step, of, run, saved
         after = "" if step is None else f" after step {step} of {of}"
@@ -62,7 +65,11 @@ class Stopped(KeyboardInterrupt):
             return f"{self}; --resume continues from the last checkpoint, if one was saved"
         if self.step is None:
             return f"{self} before training began; the same command begins again"
-        kept = "the checkpoint is saved" if self.saved else "no checkpoint of this step could be saved"
+        if self.saved is None:
+            return f"{self}; no checkpoint could be saved, so the same command begins again"
+        kept = "the checkpoint is saved"
+        if self.saved != self.step:
+            kept = f"no checkpoint of this step could be saved, and the last one is of step {self.saved}"
         command = os.environ.get(COMMAND)
         resume = f"--resume {self.run}" if self.run else "--resume"
         return f"{self}; {kept}; go on with: {command or 'the same command and'} {resume}"
@@ -276,6 +283,25 @@ def forwarding(
         yield forwarder
     finally:
         _restore(before)
+
+
+def as_parent() -> dict[str, str]:
+    """The environment by which a child may know that it belongs to this process (`end_with_parent`)."""
+    return {_PARENT: str(os.getpid())}
+
+
+def end_with_parent() -> None:
+    """Have the system send a SIGTERM when the parent dies, if that is a recipe-kit which started this process.
+
+    A parent that is killed can pass nothing on, and what it has started would train on unseen and hold its GPUs. On
+    Linux only.
+    """
+    if sys.platform != "linux" or os.environ.get(_PARENT) != str(os.getppid()):
+        return
+    import ctypes
+
+    with suppress(AttributeError):  # a C library without it
+        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, int(signal.SIGTERM))
 
 
 def say(text: str) -> None:

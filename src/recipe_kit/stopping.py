@@ -15,6 +15,7 @@ import torch.distributed as group
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
+from recipe_kit import checkpoints
 from recipe_kit.errors import LaunchError, first_line
 from recipe_kit.saving import SavingTrainer
 from recipe_kit.signals import Listener, Stopped
@@ -105,6 +106,7 @@ class StopAtStep(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if not self.trainer.is_in_train or state.global_step >= state.max_steps or (asked := self._asked()) is None:
             return
+        control.should_training_stop = True
         self._stop(asked, args, state)
         if self.trainer.saved_step != state.global_step:
             self.trainer._save_checkpoint(self.trainer.model, trial=None)
@@ -137,8 +139,9 @@ class StopAtStep(TrainerCallback):  # type: ignore[misc]
 
     def _leave(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         """Trackers write what they hold back; the trainer's own ending might load or remove checkpoints."""
-        assert self.stopped is not None
-        self.stopped.saved = self.trainer.saved_step == state.global_step
+        assert self.stopped is not None and self.stopped.run is not None
+        here = self.trainer.saved_step == state.global_step
+        self.stopped.saved = state.global_step if here else checkpoints.last_step(self.stopped.run)
         self.trainer.callback_handler.on_train_end(args, state, control)
         raise self.stopped
 

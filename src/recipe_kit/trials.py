@@ -188,7 +188,7 @@ def _child(words: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], list[s
     with _interruptible():
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            encoding="utf-8", errors="replace", process_group=0,
+            encoding="utf-8", errors="replace", process_group=0, env={**os.environ, **signals.as_parent()},
         )  # fmt: skip
     try:
         yield process, []

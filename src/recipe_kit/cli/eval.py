@@ -52,12 +52,13 @@ def eval_(
     recipe-kit eval runs/samsum/latest --split test --limit 100 --json
     recipe-kit eval runs/samsum/latest --set evaluation.metrics=[rouge,chrf]
     """
-    from recipe_kit import launch, run_dir
+    from recipe_kit import launch, run_dir, signals
 
     folder = run_dir.find(run)
     run_dir.require_finished(folder)
     if num_processes is not None and num_processes > 1:
         sys.exit(_share(num_processes))
+    signals.end_with_parent()
     if os.environ.get("WORLD_SIZE", "1") == "1":
         os.environ.update(launch.one_gpu())
     quiet_libraries()

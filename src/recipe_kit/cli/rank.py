@@ -102,6 +102,7 @@ def rank(
     from recipe_kit import launch, signals
 
     click.get_current_context().with_resource(signals.listening())
+    signals.end_with_parent()
     resumed = resumption(resume, accept_changes)
     overrides = (*overrides, "data.streaming=true") if streaming else overrides
     loaded, locked = load(recipe, from_run, profiles, overrides)

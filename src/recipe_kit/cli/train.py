@@ -58,6 +58,7 @@ def train(
     from recipe_kit import launch, run_dir, signals, topology
     from recipe_kit.reproduce import threads
 
+    signals.end_with_parent()
     resumption(resume, accept_changes)
     overrides = (*overrides, "data.streaming=true") if streaming else overrides
     loaded, locked = load(recipe, from_run, profiles, overrides)
