@@ -340,9 +340,9 @@ def test_what_could_not_be_saved_ends_the_run_at_its_first_step(
     """PEFT #2880: layers that were trained are not in the saved adapter, which nobody sees until it is loaded."""
     from safetensors.torch import load_file, save_file
 
-    from recipe_kit import training
+    from recipe_kit import running
 
-    write = training._write
+    write = running._write
 
     def wrong(trainer: Any, job: Any, folder: Path) -> None:
         write(trainer, job, folder)
@@ -355,7 +355,7 @@ def test_what_could_not_be_saved_ends_the_run_at_its_first_step(
             tensors[name] = tensors[name] + 1e-3
         save_file(tensors, file, metadata={"format": "pt"})
 
-    monkeypatch.setattr(training, "_write", wrong)
+    monkeypatch.setattr(running, "_write", wrong)
     changes = ["lora=null"] if method == "full" else []
     with pytest.raises(RunError) as caught:
         trained(tmp_path, f"method={method}", *changes)

@@ -751,9 +751,9 @@ def test_weights_that_cannot_be_saved_end_the_run_at_its_first_step(shop, tmp_pa
     """
     from safetensors.torch import load_file, save_file
 
-    from recipe_kit import training
+    from recipe_kit import running
 
-    write, steps = training._write, []
+    write, steps = running._write, []
 
     def left_out(trainer, job, folder):
         steps.append(trainer.state.global_step)
@@ -762,7 +762,7 @@ def test_weights_that_cannot_be_saved_end_the_run_at_its_first_step(shop, tmp_pa
         tensors = {name: tensor for name, tensor in load_file(file).items() if "0.self_attn.v_proj.lora_A" not in name}
         save_file(tensors, file, metadata={"format": "pt"})
 
-    monkeypatch.setattr(training, "_write", left_out)
+    monkeypatch.setattr(running, "_write", left_out)
     with pytest.raises(RunError) as caught:
         trained_on(shop, tmp_path, "training.max_steps=500")
     assert steps == [1]

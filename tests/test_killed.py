@@ -222,7 +222,7 @@ def while_an_older_checkpoint_is_removed(patch: pytest.MonkeyPatch) -> None:
 
 
 def after_the_last_step(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("recipe_kit.training._save", lambda *args: die())
+    patch.setattr("recipe_kit.running._save", lambda *args: die())
 
 
 def in_the_final_save(patch: pytest.MonkeyPatch) -> None:

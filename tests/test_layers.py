@@ -71,11 +71,14 @@ ALLOWED = {
     "publish": {"card", "lock", "recipe", "run_dir"},
     "reproduce": {"data", "launch", "lock", "modeling", "provenance", "recipe", "run_dir", "trials"},
     "provenance": {"data", "local_models", "modeling", "formatters", "recipe", "run_dir"},
+    "running": {
+        *("carry_over", "checkpoints", "data", "evaluation", "final_save", "gathering", "modeling", "out_of_memory"),
+        *("progress", "proofs", "provenance", "recipe", "run_dir", "signals", "speed", "stopping", "topology"),
+        *("trainer", "wiring"),
+    },
     "training": {
-        *("arguments", "carry_over", "checkpoints", "data", "evaluation", "final_save", "modeling", "out_of_memory"),
-        *("progress", "proofs", "provenance", "recipe", "resume", "run_dir", "speed", "topology", "trainer", "wiring"),
-        "gathering",
-        *("signals", "stopping"),
+        *("arguments", "data", "evaluation", "modeling", "out_of_memory", "proofs", "provenance", "recipe", "resume"),
+        *("run_dir", "running", "speed", "topology", "trainer", "wiring"),
     },
     "doctor": {"local_models", "speed", "varlen"},
     "report": {"page", "run_dir"},

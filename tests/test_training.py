@@ -128,11 +128,11 @@ def test_adapters_of_a_4_bit_model_are_float32_where_trl_makes_them_bfloat16(
     import trl
     from safetensors.torch import load_file
 
-    from recipe_kit import modeling, training
+    from recipe_kit import modeling, running
     from recipe_kit.evaluation import evaluate
 
     seen: dict[str, Any] = {}
-    build = training._trainer
+    build = running._trainer
 
     def types(model: Any) -> dict[str, torch.dtype]:
         trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
@@ -144,7 +144,7 @@ def test_adapters_of_a_4_bit_model_are_float32_where_trl_makes_them_bfloat16(
         seen["ours"] = types(trainer.model)
         return trainer
 
-    monkeypatch.setattr(training, "_trainer", keep_types)
+    monkeypatch.setattr(running, "_trainer", keep_types)
     adapter = "lora={r: 4, target_modules: [q_proj, v_proj], modules_to_save: [lm_head]}"
     changes = ["method=qlora", "model.dtype=bfloat16", adapter]
     run = trained(tmp_path, *changes)
@@ -167,17 +167,17 @@ def test_adapters_of_a_4_bit_model_are_float32_where_trl_makes_them_bfloat16(
 
 
 def test_only_the_adapter_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from recipe_kit import training
+    from recipe_kit import running
 
     seen: dict[str, Any] = {}
-    build = training._trainer
+    build = running._trainer
 
     def keep_trainer(*args: Any) -> Any:
         seen["trainer"] = build(*args)
         seen["before"] = {name: value.clone() for name, value in seen["trainer"].model.named_parameters()}
         return seen["trainer"]
 
-    monkeypatch.setattr(training, "_trainer", keep_trainer)
+    monkeypatch.setattr(running, "_trainer", keep_trainer)
     trained(tmp_path, "evaluation.after_training=false")
     for name, value in seen["trainer"].model.named_parameters():
         assert torch.equal(value, seen["before"][name]) != ("lora_" in name), name
@@ -234,9 +234,9 @@ def test_an_interrupted_run_says_so_and_resumes_to_the_same_weights(
 
 
 def test_resuming_with_another_recipe_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from recipe_kit import training
+    from recipe_kit import running
 
-    monkeypatch.setattr(training, "_save", lambda *args: 1 / 0)
+    monkeypatch.setattr(running, "_save", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trained(tmp_path)
     monkeypatch.undo()
@@ -249,9 +249,9 @@ def test_resuming_with_another_recipe_is_refused(tmp_path: Path, monkeypatch: py
 def test_a_run_that_another_process_still_trains_is_not_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from recipe_kit import training
+    from recipe_kit import running
 
-    monkeypatch.setattr(training, "_save", lambda *args: 1 / 0)
+    monkeypatch.setattr(running, "_save", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trained(tmp_path)
     monkeypatch.undo()
