@@ -55,6 +55,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     """All runs, and what their weights answer; the result is written after every run."""
     from recipe_kit.local_models import local_folder
 
+    base = local_folder(options.model)  # made before several runs want it
     recipe = write_recipe(options, folder)
     result: Result = {
         "recorded": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -78,7 +79,6 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
             write(result, options.out)
     with options.rows.open(encoding="utf-8") as file:
         questions = [json.loads(line)["instruction"] for line, _ in zip(file, range(options.answered), strict=False)]
-    base = local_folder(options.model)
     for told in result["runs"]:
         if weights := told.pop("weights", None):
             told["answers"] = asked_on_a_cpu(str(base or options.model), weights, questions)
