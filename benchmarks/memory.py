@@ -418,13 +418,14 @@ def _estimated(
 ) -> Result:
     """The estimate of the micro-batch that needs most, and what a card must have for it."""
     from recipe_kit.speed import memory
+    from recipe_kit.speed.moments import Work
 
     found = [
         memory.estimate(
             recipe,
             config,
             precision,
-            memory.Work(*sizes),
+            Work(*sizes),
             checkpointing=bool(arguments.gradient_checkpointing),
             optim=str(getattr(arguments.optim, "value", arguments.optim)),
             fused_layers=choice.fused_layers,

@@ -16,7 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from recipe_kit.recipe import Recipe, load_recipe
 from recipe_kit.speed import sharding
 from recipe_kit.speed.card import CARDS
-from recipe_kit.speed.memory import Work, card_needs
+from recipe_kit.speed.memory import card_needs
+from recipe_kit.speed.moments import Work
 
 # As their authors publish them.
 SHAPES: dict[str, dict[str, Any]] = {

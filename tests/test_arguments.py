@@ -39,3 +39,37 @@ def test_a_stream_needs_a_number_of_steps(profiles: list[str]) -> None:
         return
     with pytest.raises(RecipeError, match=r"an epoch of a stream has no known length; set training\.max_steps"):
         training_arguments(recipe, "float32")
+
+
+@pytest.mark.parametrize(
+    ("written", "kwargs"),
+    [
+        (None, {"sync_each_batch": True}),
+        ("{non_blocking: true, split_batches: true}", {"sync_each_batch": True}),
+        ("{gradient_accumulation_kwargs: {sync_each_batch: false}}", {"sync_each_batch": False}),
+    ],
+)
+def test_fsdp2_shares_gradients_out_after_each_micro_batch_unless_the_recipe_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, written: str | None, kwargs: dict[str, bool]
+) -> None:
+    changes = [f"training.accelerator_config={written}"] if written else []
+    recipe = load_recipe("samsum", profiles=["smoke"], overrides=changes)
+    alone = training_arguments(recipe, "float32").accelerator_config
+    assert (alone.gradient_accumulation_kwargs or {}).get("sync_each_batch", False) is False
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    found = training_arguments(recipe, "float32").accelerator_config
+    assert found.gradient_accumulation_kwargs == kwargs
+    both = "split_batches" in str(written)
+    assert (found.split_batches, found.non_blocking) == (both, both)  # other keys stay
+
+
+def test_a_recipe_is_not_written_into_by_a_trainer() -> None:
+    """transformers puts `num_steps: 1` into the options, and refuses it when a second trainer takes them."""
+    recipe = load_recipe("samsum", profiles=["smoke"], overrides=[
+        "training.accelerator_config={gradient_accumulation_kwargs: {sync_each_batch: true}}",
+        "training.gradient_accumulation_steps=2",
+    ])  # fmt: skip
+    given = training_arguments(recipe, "float32").accelerator_config.gradient_accumulation_kwargs
+    given["num_steps"] = 1
+    assert recipe.training["accelerator_config"] == {"gradient_accumulation_kwargs": {"sync_each_batch": True}}

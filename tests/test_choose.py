@@ -18,9 +18,13 @@ from recipe_kit.errors import RecipeError
 from recipe_kit.recipe import Recipe, load_recipe
 from recipe_kit.speed import choose as choosing
 from recipe_kit.speed import layers
+from recipe_kit.speed.batches import largest_batch, work_of_packing
 from recipe_kit.speed.card import CARDS, Card
-from recipe_kit.speed.choose import Choice, as_begun, choose, choose_attention, largest_batch, work_of_packing
-from recipe_kit.speed.memory import ERROR, Work, card_needs
+from recipe_kit.speed.choose import Choice, as_begun, choose
+from recipe_kit.speed.kernels import choose_attention
+from recipe_kit.speed.memory import ERROR, card_needs
+from recipe_kit.speed.moments import Work
+from recipe_kit.topology import Strategy, Topology
 
 LLAMA_32_1B = transformers.LlamaConfig(
     vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
@@ -34,6 +38,7 @@ SMALL = transformers.LlamaConfig(
     num_key_value_heads=2,
 )  # fmt: skip
 LENGTHS = np.array([100, 200, 300, 400] * 50)  # 250 on average
+ALONE = Topology("alone", "none", 1)
 
 
 def recipe_of(tmp_path: Path, training: str = "", *, model: str = "", lora: str = "{r: 8}", method: str = "lora",
@@ -51,11 +56,11 @@ def recipe_of(tmp_path: Path, training: str = "", *, model: str = "", lora: str 
 
 def chosen(
     recipe: Recipe, card: str | Card | None, config: Any = SMALL, lengths: Any = LENGTHS, *, planned: bool = True,
-    precision: str = "bfloat16",
+    precision: str = "bfloat16", how: Topology = ALONE,
 ) -> Choice:  # fmt: skip
     here = CARDS[card] if isinstance(card, str) else card
     return choose(recipe, config, precision, training_arguments(recipe, "float32"), lengths, 0.5, here,
-                  planned=planned)  # fmt: skip
+                  how=how, planned=planned)  # fmt: skip
 
 
 @pytest.fixture
@@ -399,14 +404,59 @@ def test_a_cpu_takes_at_most_eight_rows_and_recomputes_nothing(tmp_path: Path) -
 def test_candidates_go_from_fast_and_large_to_slow_and_small() -> None:
     now = packing(4096)
     open_keys = {"per_device_train_batch_size", "gradient_checkpointing", "optim"}
-    found = [
-        (settings["optim"][-4:], settings["gradient_checkpointing"], settings["per_device_train_batch_size"])
-        for settings in choosing._candidates(open_keys, 1, 4, now)
-    ]
-    assert found == [  # a single row of 4,096 without checkpointing does not keep a GPU busy
-        ("used", False, 4), ("used", False, 2), ("used", True, 4), ("used", True, 2), ("used", True, 1),
-        ("8bit", False, 4), ("8bit", False, 2), ("8bit", True, 4), ("8bit", True, 2), ("8bit", True, 1),
-    ]  # fmt: skip
+
+    def tried(strategy: Strategy) -> list[tuple[str, bool, int]]:
+        return [
+            (settings["optim"][-4:], settings["gradient_checkpointing"], settings["per_device_train_batch_size"])
+            for settings in choosing._candidates(open_keys, 1, 4, now, strategy)
+        ]
+
+    # A single row of 4,096 without checkpointing does not keep a GPU busy.
+    usual = [("used", False, 4), ("used", False, 2), ("used", True, 4), ("used", True, 2), ("used", True, 1)]
+    assert tried("none") == tried("ddp") == [*usual, *(("8bit", again, size) for _, again, size in usual)]
+    assert tried("fsdp2") == tried("zero2") == tried("zero3") == usual
+
+
+# --- several GPUs
+
+
+@pytest.mark.parametrize(
+    ("strategy", "processes", "offload", "rows", "again", "optim"),
+    [
+        ("none", 1, False, 16, True, "paged_adamw_8bit"),
+        ("fsdp2", 2, False, 4, True, "adamw_torch_fused"),
+        ("fsdp2", 4, False, 2, False, "adamw_torch_fused"),
+        ("fsdp2", 2, True, 2, False, "adamw_torch_fused"),
+        ("zero3", 2, False, 2, True, "adamw_torch_fused"),
+        ("zero2", 8, False, 2, False, "adamw_torch_fused"),
+    ],
+)
+def test_seven_billion_trained_weights_are_chosen_for_by_what_each_gpu_holds(
+    tmp_path: Path, liger: None, strategy: Strategy, processes: int, offload: bool, rows: int, again: bool, optim: str
+) -> None:
+    training = ", optim: auto, bf16: true, per_device_train_batch_size: auto, gradient_accumulation_steps: 16"
+    recipe = recipe_of(tmp_path, training, method="full", model=", dtype: float32", max_length=4096)
+    how, card = Topology("some", strategy, processes, offload=offload), CARDS["h100"]
+    found = chosen(recipe, card, LLAMA_2_7B, np.full(200, 4096), precision="float32", how=how)
+    assert (found.training, found.notes) == (
+        {
+            "padding_free": True, "per_device_train_batch_size": rows, "gradient_accumulation_steps": 16 // rows,
+            "gradient_checkpointing": again, "optim": optim,
+        },
+        [],
+    )  # fmt: skip
+    assert found.estimate is not None
+    assert found.estimate.error == (0.08 if strategy == "none" else 0.25)
+    assert (1 + found.estimate.error) * card_needs(found.estimate) <= card.memory_bytes
+
+
+def test_copies_of_all_weights_do_not_fit_two_gpus_where_shares_do(tmp_path: Path, liger: None) -> None:
+    recipe = recipe_of(tmp_path, ", optim: auto, bf16: true", method="full", model=", dtype: float32")
+    copies, shares = (
+        chosen(recipe, "h100", LLAMA_2_7B, precision="float32", how=Topology("some", strategy, 2)).notes
+        for strategy in ("ddp", "fsdp2")
+    )
+    assert copies[-1].startswith("nothing that was tried is sure to fit into") and shares == []
 
 
 # --- the largest batch
@@ -452,14 +502,9 @@ def test_without_kernels_layers_stay_as_they_were_made(tmp_path: Path) -> None:
     assert found.attention == varlen.NAME  # which is not asked here
 
 
-@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_sharded_weights_are_not_computed_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
-    recipe = recipe_of(tmp_path)
-    arguments = training_arguments(recipe, "float32")
-    monkeypatch.setenv("FSDP_VERSION", "2")
-    for sharded in (False, True):
-        monkeypatch.setenv(variable, str(sharded).lower())
-        found = choose(recipe, SMALL, "bfloat16", arguments, LENGTHS, 0.5, CARDS["h100"], planned=True)
-        assert found.together == (not sharded)
+@pytest.mark.parametrize(
+    ("strategy", "together"), [("none", True), ("ddp", True), ("zero2", False), ("zero3", False), ("fsdp2", False)]
+)
+def test_sharded_weights_are_not_computed_together(tmp_path: Path, strategy: Strategy, together: bool) -> None:
+    found = chosen(recipe_of(tmp_path), "h100", how=Topology("some", strategy, 2))
+    assert found.together is together

@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_iter
 
 from llama_shapes import LLAMA_2_7B, LLAMA_32_1B, LLAMA_32_3B
 from recipe_kit.recipe import Recipe, load_recipe
-from recipe_kit.speed import activations, memory, parameters
+from recipe_kit.speed import activations, memory, moments, parameters
 from recipe_kit.speed.activations import Layer, Numbers
-from recipe_kit.speed.memory import Work
+from recipe_kit.speed.moments import Work
+from recipe_kit.speed.shape import shape_of
 
 HIDDEN, INNER, LAYERS, HEAD, VOCABULARY = 64, 192, 3, 16, 96
 SMALL = {
@@ -47,9 +48,9 @@ def recipe_of(method: str, dtype: str, **lora: Any) -> Recipe:
 
 
 def numbers_of(recipe: Recipe, config: Any, precision: str, work: Work, **how: Any) -> tuple[Any, Numbers]:
-    model = memory._model(recipe, config, precision)
+    model = shape_of(recipe, config, precision)
     attention = how.get("attention", "sdpa")
-    return model, memory._numbers(recipe, model, precision, work, False, how.get("in_place", False), attention)
+    return model, moments._numbers(recipe, model, precision, work, False, how.get("in_place", False), attention)
 
 
 def real_model(recipe: Recipe, config: Any, precision: str, *, in_place: bool, attention: str = "sdpa") -> Any:
@@ -151,7 +152,7 @@ def test_packed_rows_without_boundaries_keep_a_mask_in_every_layer(attention: st
     model, numbers = numbers_of(recipe, config, "bfloat16", work, attention=attention)
     assert numbers.masked and not numbers.grouped
     real = real_model(recipe, config, "bfloat16", in_place=False, attention=attention)
-    assert memory._kept(model, model.first, numbers, work) == kept_by_second_layer(real, work, autocast=True)
+    assert moments._kept(model, model.first, numbers, work) == kept_by_second_layer(real, work, autocast=True)
 
 
 class Live(TorchDispatchMode):
@@ -195,7 +196,7 @@ def measured_slope(recipe: Recipe, config: Any, precision: str, *, in_place: boo
         ids = torch.randint(3, VOCABULARY, (1, tokens))
         gradient = torch.ones(1, tokens, HIDDEN, dtype=inner.norm.weight.dtype)
         with Live() as live:
-            with torch.autocast("cpu", torch.bfloat16, enabled=memory.computing_itemsize(recipe, precision)[1]):
+            with torch.autocast("cpu", torch.bfloat16, enabled=moments.computing_itemsize(recipe, precision)[1]):
                 hidden = inner(input_ids=ids, use_cache=False).last_hidden_state
             hidden.backward(gradient)
         most.append(live.most)
@@ -225,8 +226,7 @@ def test_the_most_that_lives_in_a_step_of_the_decoder_is_within_two_per_cent(
     for tokens in (2048, 4096):
         work = Work(1, tokens, tokens, 1, tokens)
         model, numbers = numbers_of(recipe, config, dtype, work, in_place=in_place)
-        moments = memory._moments(model, numbers, work, config, checkpointing, False, "sgd")
-        backward = moments["backward"]
+        backward = moments._moments(model, numbers, work, config, checkpointing, False, "sgd")["backward"]
         found.append(backward.activations + backward.workspace)
     predicted = (found[1] - found[0]) / 2048
     measured = measured_slope(recipe, config, dtype, in_place=in_place, checkpointing=checkpointing)
@@ -261,7 +261,7 @@ def test_bytes_of_a_4_bit_model_are_those_of_its_tensors() -> None:
         if state is not None:
             extra = [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
             held += sum(value.numel() * value.element_size() for value in extra)
-    assert memory._model(recipe, config, "bfloat16").weights == held
+    assert shape_of(recipe, config, "bfloat16").weights == held
     assert real.lm_head.weight.dtype == torch.bfloat16 and real.lm_head.weight.shape == (VOCABULARY, HIDDEN)
 
 
@@ -296,7 +296,7 @@ def test_adapters_gradients_and_states_are_float32_whatever_the_run_computes_in(
 
 def test_whole_layers_that_are_trained_beside_an_adapter_have_the_type_of_the_base() -> None:
     recipe, config = recipe_of("qlora", "bfloat16", modules_to_save=["lm_head"]), config_of(**SMALL)
-    half, single = (memory._model(recipe, config, precision).trained for precision in ("bfloat16", "float16"))
+    half, single = (shape_of(recipe, config, precision).trained for precision in ("bfloat16", "float16"))
     sizes = [{tensor.dtype for tensor in trained if "lm_head" in tensor.name} for trained in (half, single)]
     assert sizes == [{"BF16"}, {"F32"}]
 
@@ -371,7 +371,7 @@ def test_several_processes_hold_copies_of_the_gradients() -> None:
 
 def test_a_layer_whose_rank_differs_is_counted_by_itself() -> None:
     recipe = recipe_of("lora", "bfloat16", rank_pattern={"layers.0.mlp.down_proj": 32})
-    model = memory._model(recipe, config_of(**SMALL), "bfloat16")
+    model = shape_of(recipe, config_of(**SMALL), "bfloat16")
     assert Counter(layer.down.rank for layer in model.layers.elements()) == {4: LAYERS - 1, 32: 1}
     assert model.first.down.rank == 32
 
@@ -460,6 +460,6 @@ def test_an_estimate_takes_no_time_once_the_model_was_looked_at() -> None:
 
 
 def test_a_recipe_of_the_kit_is_read(tmp_path: Path) -> None:
-    assert memory.computing_itemsize(load_recipe("guanaco"), "float16") == (2, True)
-    assert memory.computing_itemsize(load_recipe("llama32_1b_full"), "float32") == (2, True)
-    assert memory.computing_itemsize(recipe_of("full", "float32"), "float32") == (4, False)
+    assert moments.computing_itemsize(load_recipe("guanaco"), "float16") == (2, True)
+    assert moments.computing_itemsize(load_recipe("llama32_1b_full"), "float32") == (2, True)
+    assert moments.computing_itemsize(recipe_of("full", "float32"), "float32") == (4, False)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llama_shapes import LLAMA_2_7B, LLAMA_32_1B, LLAMA_32_3B
-from recipe_kit import cli
+from recipe_kit import cli, topology
 from recipe_kit import plan as planning
 from recipe_kit.errors import RecipeError
 from recipe_kit.plan import judge, memory, text
@@ -19,6 +19,7 @@ from recipe_kit.plan.shape import Plan
 from recipe_kit.recipe import load_recipe, resolve
 from recipe_kit.speed import throughput
 from recipe_kit.speed.card import CARDS
+from recipe_kit.speed.choose import choose
 from recipe_kit.speed.throughput import Load
 
 datasets.disable_progress_bars()
@@ -117,6 +118,35 @@ def test_a_card_that_is_far_too_small_gets_all_that_helps_and_is_told_so(models:
     assert change["lines"]["training.per_device_train_batch_size"] == 1
     assert change["lines"]["training.gradient_accumulation_steps"] == 4  # the effective batch stays
     assert "which is not enough: lower data.max_length too" in judge.problems(plan)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "launched", "optim"),
+    [
+        ("fsdp2", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "adamw_torch_fused"),
+        ("multi_gpu", {}, "paged_adamw_8bit"),  # which the shards of FSDP2 would not take
+    ],
+)
+def test_a_plan_chooses_what_each_process_will(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str, launched: dict[str, str], optim: str
+) -> None:
+    asked: list[Any] = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        asked.append((arguments, options, choose(*arguments, **options)))
+        return asked[-1][-1]
+
+    monkeypatch.setattr(planning, "choose", noted)
+    changes = ["model.dtype=float32", "training.bf16=true", "training.optim=auto"]
+    plan = planned(
+        "llama32_1b_full", models["7b"], "support", *changes, accelerate_config=name, processes=2, card="h100"
+    )
+    assert plan["memory"] and plan["errors"] == []
+    assert (plan["memory"]["processes"], plan["memory"]["optim"]) == (2, optim)
+    ((arguments, options, choice),) = asked
+    here = topology.here({**launched, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"})  # as `training.py` asks
+    assert choose(*arguments, **{**options, "how": here}) == choice
 
 
 def test_a_card_is_found_by_name_and_by_size() -> None:

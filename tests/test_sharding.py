@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from llama_shapes import LLAMA_2_7B
+from recipe_kit import catalog
 from recipe_kit.recipe import Recipe, load_recipe
 from recipe_kit.speed import memory, sharding, units
-from recipe_kit.speed.memory import Estimate, Work
+from recipe_kit.speed.memory import Estimate
+from recipe_kit.speed.moments import Work
 from recipe_kit.speed.parameters import Tensor
 from recipe_kit.speed.sharding import Sharded
+from recipe_kit.topology import Strategy, Topology
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -144,31 +149,51 @@ def test_zero3_gathers_no_more_than_its_limit_and_fsdp2_two_units() -> None:
     assert zero.gathered + zero.weights + zero.adapter == pytest.approx(2 * (10**9 + 4096**2), rel=1e-3)
 
 
-def test_micro_batches_under_fsdp2_sum_whole_gradients_unless_each_is_sent() -> None:
-    """transformers' Trainer goes through `no_sync` for all but the last micro-batch of a step."""
+def sent_once_a_step(recipe: Recipe) -> Recipe:
+    waits = {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": False}}}
+    return recipe.model_copy(update={"training": {**recipe.training, **waits}})
+
+
+def test_micro_batches_under_fsdp2_sum_a_share_of_gradients_or_all_where_they_are_sent_once_a_step() -> None:
+    """transformers' Trainer then goes through `no_sync` for all but the last micro-batch of a step."""
     config = config_of(**WIDE)
-    sends = {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
-    sent = FULL.model_copy(update={"training": {**FULL.training, **sends}})
     once = estimated(FULL, config, "fsdp2", 8)
-    whole = estimated(FULL, config, "fsdp2", 8, accumulates=True)
-    each = estimated(sent, config, "fsdp2", 8, accumulates=True)
+    each = estimated(FULL, config, "fsdp2", 8, accumulates=True)
+    whole = estimated(sent_once_a_step(FULL), config, "fsdp2", 8, accumulates=True)
     assert whole.gradients == 4 * VALUES
     assert each.peak < once.peak + 4 * VALUES / 8 + 2**20 < whole.peak
+    named = FULL.model_copy(update={"training": {**FULL.training, "accelerator_config": "settings.json"}})
+    assert estimated(named, config, "fsdp2", 8, accumulates=True) == each
 
 
-def test_a_plan_names_the_option_that_shares_each_micro_batch_out() -> None:
+def test_buckets_of_zero2_are_those_of_the_file_that_ships() -> None:
+    """Two are filled in turn, and what is sent is put together: the head, larger than a bucket, alone."""
+    told = yaml.safe_load(catalog.accelerate_config_path("zero2").read_text(encoding="utf-8"))
+    config = json.loads(told["deepspeed_config"]["deepspeed_config_file"])["zero_optimization"]
+    assert config["reduce_bucket_size"] == sharding.REDUCE_VALUES == 50_000_000
+    head, layer = 32_000 * 4096, 4 * 4096**2 + 3 * 4096 * 11_008 + 2 * 4096
+    full = estimated(FULL, config_of(**WIDE), "zero2", 8)
+    assert full.buffers == 2 * (2 * 50_000_000 + head + layer)  # and the gradients of a layer, not yet in a bucket
+    adapters = 8 * (4 * 2 * 4096 + 3 * (4096 + 11_008))  # of a layer
+    small = estimated(LORA, config_of(**WIDE), "zero2", 8)
+    assert small.buffers == 2 * (2 * 50_000_000 + 4 * adapters + adapters)
+
+
+def test_a_plan_tells_what_it_costs_to_send_gradients_once_a_step() -> None:
     from types import SimpleNamespace
 
     from recipe_kit.plan.memory import Settings, notes
     from recipe_kit.speed.choose import Choice
 
-    def told(recipe: Recipe, strategy: str, accumulation: int) -> list[str]:
+    def told(recipe: Recipe, strategy: Strategy, accumulation: int) -> list[str]:
         arguments: Any = SimpleNamespace(gradient_accumulation_steps=accumulation)
-        return notes(recipe, Settings(Choice(), arguments, strategy))
+        return notes(recipe, Settings(Choice(), arguments, Topology("some", strategy, 2)))
 
-    (note,) = told(FULL, "fsdp2", 8)
-    assert "whole gradients over the 8 micro-batches" in note and "sync_each_batch: true" in note
-    assert told(FULL, "fsdp2", 1) == told(FULL, "zero3", 8) == told(LORA, "fsdp2", 8) == []
+    once = sent_once_a_step(FULL)
+    (note,) = told(once, "fsdp2", 8)
+    assert note.startswith("training.accelerator_config: ") and "whole gradients over the 8 micro-batches" in note
+    assert told(FULL, "fsdp2", 8) == told(once, "fsdp2", 1) == told(once, "zero3", 8) == []
+    assert told(sent_once_a_step(LORA), "fsdp2", 8) == []
 
 
 def test_4_bit_weights_are_divided_only_where_they_are_kept_in_a_type_that_can_be() -> None:

@@ -41,7 +41,7 @@ def training_arguments(recipe: Recipe, precision: str, chosen: Mapping[str, Any]
         "logging_nan_inf_filter": False,  # a loss that is not a number is logged as what it is, not as 0
         # Batches are made while the GPU computes, and not between its steps.
         **({} if on_cpu or recipe.data.streaming else _LOADER),
-        **recipe.training,
+        **copy.deepcopy(recipe.training),  # transformers writes into what it is given
         **{key: least for key, least in _UNTIL_CHOSEN.items() if recipe.training.get(key) == "auto"},
         **(chosen or {}),
         "max_length": recipe.data.max_length,
@@ -64,10 +64,21 @@ def training_arguments(recipe: Recipe, precision: str, chosen: Mapping[str, Any]
         arguments = trl.SFTConfig(**values)
     except (TypeError, ValueError, ImportError) as error:
         raise RecipeError(f"training: {first_line(error)}") from error
+    if here().strategy == "fsdp2":
+        _send_each_batch(arguments)
     split_models(None)  # the one that is trained will be, and no other
     if recipe.data.streaming and arguments.max_steps <= 0:
         raise RecipeError("data.streaming: an epoch of a stream has no known length; set training.max_steps")
     return arguments
+
+
+def _send_each_batch(arguments: trl.SFTConfig) -> None:
+    """Gradients are shared out after each micro-batch, unless the recipe says otherwise.
+
+    transformers waits for the last one of a step, and until then FSDP2 sums those of all weights on each GPU.
+    """
+    config = arguments.accelerator_config
+    config.gradient_accumulation_kwargs = {"sync_each_batch": True, **(config.gradient_accumulation_kwargs or {})}
 
 
 def for_trainer(arguments: trl.SFTConfig) -> trl.SFTConfig:

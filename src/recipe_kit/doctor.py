@@ -72,7 +72,7 @@ def _device() -> list[Finding]:
 
 def _attention() -> Finding:
     """How packed rows are kept apart on this card, whatever the model."""
-    from recipe_kit.speed.choose import FLASH, installed_flash
+    from recipe_kit.speed.kernels import FLASH, installed_flash
     from recipe_kit.varlen import NAME, no_kernel
 
     reason = no_kernel("cuda")

@@ -184,7 +184,7 @@ def _choose(
     share = train.counts.trained_tokens / max(train.counts.tokens, 1)
     config = modeling.load_config(recipe.model)
     lengths = row_lengths(train.rows)
-    return choose(recipe, config, precision, arguments, lengths, share, here, processes=state.num_processes)
+    return choose(recipe, config, precision, arguments, lengths, share, here, how=topology.here())
 
 
 def _speed(arguments: trl.SFTConfig, choice: Choice) -> dict[str, Any]:

@@ -85,10 +85,9 @@ def build(
     chosen = None
     if splits is not None and config is not None and arguments is not None:
         chosen = stages.run(
-            "choice", lambda: _choose(recipe, config, target, arguments, splits, judged, processes, named=bool(card))
+            "choice", lambda: _choose(recipe, config, target, arguments, splits, judged, shared, named=bool(card))
         )
         if chosen is not None:
-            chosen = memory.shared(chosen, shared)
             plan["notes"] += memory.notes(recipe, chosen)
     if chosen is not None:
         arguments, plan["notes"] = chosen.arguments, plan["notes"] + chosen.choice.notes
@@ -220,7 +219,7 @@ def _choose(
     arguments: trl.SFTConfig,
     splits: dict[str, Split],
     card: Card | None,
-    processes: int,
+    how: topology.Topology,
     *,
     named: bool,
 ) -> memory.Settings:
@@ -228,10 +227,8 @@ def _choose(
     train, card = splits["train"], None if recipe.training.get("use_cpu") else card
     share = train.counts.trained_tokens / max(train.counts.tokens, 1)
     lengths = rows.row_lengths(train.rows)
-    choice = choose(
-        recipe, config, precision, arguments, lengths, share, card, processes=processes, planned=named
-    )  # fmt: skip
-    return memory.Settings(choice, training_arguments(recipe, precision, choice.training))
+    choice = choose(recipe, config, precision, arguments, lengths, share, card, how=how, planned=named)
+    return memory.Settings(choice, training_arguments(recipe, precision, choice.training), how)
 
 
 def _memory_and_time(
@@ -263,7 +260,7 @@ def _memory_and_time(
         share = counts.trained_tokens / max(counts.tokens, 1)
         plan["memory"] = stages.run(
             "memory",
-            lambda: memory.part(recipe, config, precision, lengths, share, chosen, card, steps_part["processes"]),
+            lambda: memory.part(recipe, config, precision, lengths, share, chosen, card),
         )
         if tried and plan["memory"]:
             plan["memory"]["calibrated_peak_bytes"] = tried.peak_memory_bytes

@@ -12,9 +12,10 @@ from recipe_kit.errors import RecipeError
 from recipe_kit.plan.shape import MemoryChange, MemoryPart
 from recipe_kit.recipe import Recipe
 from recipe_kit.speed import sharding
+from recipe_kit.speed.batches import largest_batch
 from recipe_kit.speed.card import CARDS, Card, card
-from recipe_kit.speed.choose import SMALL_OPTIM, Choice, largest_batch
-from recipe_kit.speed.memory import CONTEXT_BYTES, ERROR, Estimate, Work, card_needs
+from recipe_kit.speed.choose import SMALL_OPTIM, Choice, estimate
+from recipe_kit.speed.memory import CONTEXT_BYTES, Estimate, card_needs
 from recipe_kit.suggest import did_you_mean
 from recipe_kit.topology import Topology
 
@@ -37,8 +38,7 @@ class Settings:
 
     choice: Choice
     arguments: trl.SFTConfig
-    strategy: str = "none"
-    offload: bool = False
+    how: Topology
 
     @property
     def rows(self) -> int:
@@ -70,24 +70,15 @@ class Settings:
         return replace(self, arguments=arguments)
 
 
-def shared(settings: Settings, how: Topology) -> Settings:
-    """The settings for processes that share a model: its layers then come and go, and are computed as they are."""
-    choice = settings.choice
-    if how.strategy in sharding.SHARDED:
-        choice = replace(choice, together=False)
-    return replace(settings, choice=choice, strategy=how.strategy, offload=how.offload)
-
-
 def notes(recipe: Recipe, settings: Settings) -> list[str]:
     """What makes sharing cost more than it must."""
-    if settings.strategy != "fsdp2" or recipe.method != "full" or settings.accumulation == 1:
+    if settings.how.strategy != "fsdp2" or recipe.method != "full" or settings.accumulation == 1:
         return []
     if sharding.syncs_each_batch(recipe):
         return []
     return [
-        f"under FSDP2 each GPU sums whole gradients over the {settings.accumulation} micro-batches of a step; with "
-        "`training.accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}` only its share, for "
-        "more traffic between GPUs"
+        "training.accelerator_config: with sync_each_batch: false each GPU sums whole gradients over the "
+        f"{settings.accumulation} micro-batches of a step; without this line only its share"
     ]
 
 
@@ -128,32 +119,29 @@ def part(
     trained_share: float,
     chosen: Settings,
     card: Card,
-    processes: int,
 ) -> MemoryPart | None:
     """The estimate, its judgement for the card, and where it does not fit a change that would."""
 
     def estimated(recipe: Recipe, chosen: Settings) -> Estimate | None:
-        work = largest_batch(lengths, trained_share, chosen.arguments)
-        return _estimate(recipe, config, precision, work, chosen, processes)
+        return estimate(recipe, config, precision, chosen.arguments, lengths, trained_share, chosen.choice, chosen.how)
 
     found = estimated(recipe, chosen)
     if found is None:
         return None
     work = largest_batch(lengths, trained_share, chosen.arguments)
     needed = card_needs(found)
-    error = sharding.ERROR if isinstance(found, sharding.Sharded) else ERROR
     fits = needed <= card.memory_bytes
     return {
         "peak_bytes": found.peak,
         "phase": found.phase,
-        "error": error,
+        "error": found.error,
         "parts": found.parts,
         "paged_bytes": found.paged,
         "needed_bytes": needed,
         "card": card.name,
         "card_bytes": card.memory_bytes,
         "fits": fits,
-        "hopeless": found.peak * (1 - error) + CONTEXT_BYTES > card.memory_bytes,
+        "hopeless": found.peak * (1 - found.error) + CONTEXT_BYTES > card.memory_bytes,
         "rows": chosen.rows,
         "tokens": work.tokens,
         "trained_tokens": work.trained_tokens,
@@ -163,30 +151,10 @@ def part(
         "fused_layers": chosen.choice.fused_layers,
         "change": None if fits else _change(recipe, chosen, estimated, card),
         "calibrated_peak_bytes": None,
-        "strategy": chosen.strategy,
-        "processes": processes,
+        "strategy": chosen.how.strategy,
+        "processes": chosen.how.processes or 1,
         "host_bytes": found.host if isinstance(found, sharding.Sharded) else 0,
     }
-
-
-def _estimate(
-    recipe: Recipe, config: PretrainedConfig, precision: str, work: Work, chosen: Settings, processes: int
-) -> Estimate | None:
-    return sharding.estimate(
-        recipe,
-        config,
-        precision,
-        work,
-        strategy=chosen.strategy,
-        offload=chosen.offload,
-        checkpointing=chosen.checkpointing,
-        optim=chosen.optim,
-        fused_layers=chosen.choice.fused_layers,
-        in_place_adapters=chosen.choice.together,
-        attention=chosen.attention,
-        accumulates=chosen.accumulation > 1,
-        processes=processes,
-    )
 
 
 def _change(recipe: Recipe, chosen: Settings, estimated: _Estimated, card: Card) -> MemoryChange | None:
@@ -194,7 +162,7 @@ def _change(recipe: Recipe, chosen: Settings, estimated: _Estimated, card: Card)
     lines: dict[str, Any] = {}
     best = estimated(recipe, chosen)
     smaller_ones = [_checkpointed, _small_optimizer, *[_halved] * 16, _quantized]
-    if chosen.strategy in sharding.SHARDED:  # with which 8-bit states and 4-bit weights do not always go
+    if chosen.how.strategy in sharding.SHARDED:  # with which 8-bit states and 4-bit weights do not always go
         smaller_ones = [_checkpointed, *[_halved] * 16]
     for smaller in smaller_ones:
         found = smaller(recipe, chosen)

@@ -1,7 +1,7 @@
 """Memory of one GPU among several, by strategy: what each of N processes holds whole, what a share of, and when.
 
 What a GPU computes with, activations and logits, is that of its own micro-batch and the same under every strategy
-(`memory.py`). What it holds differs; N processes, 16-bit arithmetic, AdamW:
+(`moments.py`). What it holds differs; N processes, 16-bit arithmetic, AdamW:
 
     strategy   weights    gathered for computing         gradients          optimiser, masters
     ddp        whole      -                              whole, and copies  whole
@@ -11,7 +11,7 @@ What a GPU computes with, activations and logits, is that of its own micro-batch
 
 Sources: ZeRO (Rajbhandari et al., 2020, arXiv:1910.02054, section 3 and figure 1) for what is divided; `fully_shard`
 of torch 2.13 and `fsdp2_prepare_model` of accelerate 1.15 for units, their types and when they are gathered;
-`runtime/zero/stage_1_and_2.py`, `stage3.py` and `config.py` of DeepSpeed 0.19.8 for buffers and their default sizes.
+`runtime/zero/stage_1_and_2.py`, `stage3.py` and `config.py` of DeepSpeed 0.19.8 for buffers and their sizes.
 Read, not measured: `ERROR` is an allowance.
 """
 
@@ -24,7 +24,8 @@ from transformers import PretrainedConfig
 
 from recipe_kit.recipe import Recipe
 from recipe_kit.speed import memory, parameters
-from recipe_kit.speed.memory import Estimate, Moment, Work
+from recipe_kit.speed.memory import Estimate
+from recipe_kit.speed.moments import Moment, Work, computing_itemsize, moments
 from recipe_kit.speed.parameters import Tensor
 from recipe_kit.speed.units import PACKED, Model, Unit, look
 
@@ -33,8 +34,8 @@ SHARDED = ("fsdp2", "zero2", "zero3")
 ERROR = 0.25  # relative; an allowance until it was measured on several GPUs
 
 _FLOAT32 = 4  # bytes of a value: of DeepSpeed's copies of what it trains in 16 bits, and of all sums of gradients
-_REDUCE_VALUES = 2 * 500_000_000  # DeepSpeed's defaults: of two buckets of gradients on their way (stage 2),
-_LIVE_VALUES = 1_000_000_000  # of gathered weights,
+REDUCE_VALUES = 50_000_000  # of a bucket of gradients on their way (stage 2), in the configuration that ships
+_LIVE_VALUES = 1_000_000_000  # DeepSpeed's defaults: of gathered weights,
 _STEP_VALUES = 1_000_000_000  # and of a group that is updated at once (both stage 3)
 
 
@@ -49,6 +50,10 @@ class Sharded(Estimate):
     gathered: int = 0
     buffers: int = 0
     host: int = 0
+
+    @property
+    def error(self) -> float:
+        return ERROR
 
     @property
     def parts(self) -> dict[str, int]:
@@ -86,14 +91,14 @@ def estimate(
         )  # fmt: skip
     if memory.unsupported(recipe, config):
         return None
-    compute, _ = memory.computing_itemsize(recipe, precision)
-    moments = memory.moments(
+    compute, _ = computing_itemsize(recipe, precision)
+    found = moments(
         recipe, config, precision, work, in_place_adapters=in_place_adapters, accumulates=accumulates,
         itemsize=compute, **how,  # type: ignore[arg-type]
     )  # fmt: skip
     model, hidden = look(recipe, config, precision), int(config.get_text_config().hidden_size)
     run = _Run(recipe, model, hidden, compute, optim, processes, offload, accumulates)
-    return _added_up(_fsdp2(run) if strategy == "fsdp2" else _zero(run, stage=int(strategy[-1])), moments)
+    return _added_up(_fsdp2(run) if strategy == "fsdp2" else _zero(run, stage=int(strategy[-1])), found)
 
 
 @dataclass(frozen=True)
@@ -138,9 +143,9 @@ class _Held:
 def _fsdp2(run: _Run) -> _Held:
     """Each weight is cut along its first dimension; layers, embeddings and tail are gathered in the computing type.
 
-    In mixed precision what is trained is kept in float32, with its gradients. Micro-batches before the last of a step
-    send nothing (`no_sync`): their gradients are summed whole, in float32, in which they are sent
-    (`trainer.make_trainer`), unless `gradient_accumulation_kwargs: {sync_each_batch: true}`.
+    In mixed precision what is trained is kept in float32, with its gradients. Where a recipe sets `sync_each_batch` to
+    false, micro-batches before the last of a step send nothing: their gradients are summed whole, in float32, in which
+    they are sent (`trainer.make_trainer`).
     """
     model, compute = run.model, run.compute
     divided = [t for t in model.frozen if run.divides_4_bits or t.dtype != PACKED]
@@ -190,7 +195,8 @@ def _fsdp2(run: _Run) -> _Held:
 def _zero(run: _Run, *, stage: int) -> _Held:
     """DeepSpeed trains all weights in the computing type and updates flat pieces of float32 copies.
 
-    Sizes of stage 3 follow the width of the model where the configuration says `auto`, as those that ship do.
+    Sizes of stage 3 follow the width of the model where the configuration says `auto`, as those that ship do. Stage 2
+    fills one bucket while it sends another, put together anew; what is larger than a bucket goes without one.
     """
     model, compute = run.model, run.compute
 
@@ -210,8 +216,10 @@ def _zero(run: _Run, *, stage: int) -> _Held:
         together = min(everything, compute * (_LIVE_VALUES + run.hidden**2))
         gathered = max(0, together - (0 if run.offload else weights + adapter))
         bucket = compute * run.hidden**2
-    sending = (bucket or compute * _REDUCE_VALUES) + compute * max(unit.trained_values for unit in model.units)
-    values = math.ceil(sum(tensor.values for tensor in model.trained) / run.processes)
+    sizes = [tensor.values for tensor in model.trained]
+    sending = bucket or compute * (2 * REDUCE_VALUES + min(sum(sizes), max(REDUCE_VALUES, *sizes)))
+    sending += compute * max(unit.trained_values for unit in model.units)
+    values = math.ceil(sum(sizes) / run.processes)
     flat = Tensor("flat", (values,), "F32", _FLOAT32)
     states, paged = parameters.optimizer_bytes(run.optim, [flat]), parameters.paged_bytes(run.optim, [flat])
     on_card = 0 if run.offload else 1
@@ -238,13 +246,13 @@ def _zero(run: _Run, *, stage: int) -> _Held:
     )  # fmt: skip
 
 
-def _added_up(held: _Held, moments: dict[str, Moment]) -> Sharded:
+def _added_up(held: _Held, step: dict[str, Moment]) -> Sharded:
     fixed = held.weights + held.adapter + held.optimizer
     found: dict[str, dict[str, int]] = {}
-    for name, moment in moments.items():
+    for name, moment in step.items():
         workspace = moment.workspace
         if name == "optimizer":  # as many roots as there are states here
-            workspace = moments["end of backward"].workspace + held.roots
+            workspace = step["end of backward"].workspace + held.roots
         found[name] = {
             "gradients": held.gradients.get(name, 0),
             "activations": moment.activations,
@@ -272,6 +280,7 @@ def _bytes(tensors: list[Tensor]) -> int:
 
 
 def syncs_each_batch(recipe: Recipe) -> bool:
-    """Whether gradients are shared out after each micro-batch, and not summed whole until the last of a step."""
-    options = (recipe.training.get("accelerator_config") or {}).get("gradient_accumulation_kwargs") or {}
-    return bool(options.get("sync_each_batch"))
+    """Whether FSDP2 shares gradients out after each micro-batch, as `arguments.py` wants, or once a step."""
+    options = recipe.training.get("accelerator_config") or {}
+    kwargs = options.get("gradient_accumulation_kwargs") if isinstance(options, dict) else None
+    return bool((kwargs or {}).get("sync_each_batch", True))
