@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # here, because huggingface_hub reads it once, when it is first imported
+os.environ["DS_ACCELERATOR"] = "cpu"  # so does DeepSpeed, which without a GPU would say so on stdout
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -64,6 +64,9 @@ def start(out: Path, act: Callable[[], object], *, ranks: int = 1, **environment
     import recipe_kit.cli.rank
     import recipe_kit.training  # noqa: F401 - all of it once, before forking
 
+    with suppress(ImportError):
+        import deepspeed  # noqa: F401 - which accelerate imports in any training, where it is installed
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -106,6 +109,25 @@ def _run(act: Callable[[], object], environment: dict[str, str], out: Path) -> N
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def launched_by(name: str) -> dict[str, str]:
+    """What accelerate's launcher tells each process of a topology that ships, with torch's launcher below: no ssh."""
+    from accelerate.commands import launch
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    from recipe_kit import catalog
+
+    words = ["--config_file", str(catalog.accelerate_config_path(name)), "--main_process_ip=localhost", "-m", "x"]
+    arguments = launch.launch_command_parser().parse_args(words)
+    arguments, defaults, _ = launch._validate_launch_command(arguments)
+    if arguments.use_deepspeed:
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        command, environment = prepare_deepspeed_cmd_env(arguments)
+        assert command is None
+    else:
+        environment = prepare_multi_gpu_env(arguments)
+    return {key: value for key, value in environment.items() if key.startswith(("ACCELERATE_", "FSDP_"))}
 
 
 def train(*words: str | Path) -> Callable[[], object]:

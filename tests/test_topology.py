@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+import forked
 from recipe_kit import catalog, launch, topology
 from recipe_kit.errors import LaunchError
 from recipe_kit.recipe import Recipe, load_recipe
@@ -63,19 +64,9 @@ def test_deepspeed_is_configured_in_the_file_itself_and_precision_by_the_recipe(
     "name", [name for name, strategy in STRATEGIES.items() if strategy in ("fsdp2", "zero2", "zero3")]
 )
 def test_a_rank_finds_the_strategy_of_the_file_in_what_accelerate_sets(name: str) -> None:
-    from accelerate.commands import launch as accelerate_launch
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-
-    words = ["--config_file", str(catalog.accelerate_config_path(name)), "--main_process_ip=localhost", "-m", "x"]
-    arguments = accelerate_launch.launch_command_parser().parse_args(words)
-    arguments, defaults, _ = accelerate_launch._validate_launch_command(arguments)
+    environment = forked.launched_by(name)
     if STRATEGIES[name] == "fsdp2":
-        environment = prepare_multi_gpu_env(arguments)
         assert environment["FSDP_STATE_DICT_TYPE"] == "SHARDED_STATE_DICT"
-    else:
-        arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-        command, environment = prepare_deepspeed_cmd_env(arguments)
-        assert command is None  # torch's launcher: no ssh
     found = topology.here({**environment, "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"})
     assert (found.strategy, found.offload) == (STRATEGIES[name], name.endswith("offload"))
     assert (found.processes, found.machines) == (4, 2)

@@ -67,6 +67,8 @@ def train(
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # read at import, which a notebook may have done before
     patience = timedelta(seconds=recipe.training.get("ddp_timeout") or DDP_TIMEOUT)
     state = PartialState(cpu=modeling.uses_cpu(recipe), timeout=patience)
+    if modeling.uses_cpu(recipe):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, if installed, says so on stdout
     if not state.is_main_process:
         report = _silent
     notes: list[str] = []
