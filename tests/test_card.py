@@ -599,7 +599,7 @@ def test_no_path_and_no_token_of_the_run_comes_into_the_card(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "text",
     ["see /home/ann/a.txt", "path=/root/.cache/x", "`/Users/ann/model`", "(/tmp/runs/x)", r"C:\Users\ann\rows.csv",
-     "file:///srv/rows", "D:/Data/rows.csv", TOKEN, "sk-ant-" + "a1" * 15, "ghp_" + "a" * 36, "AKIA" + "A1" * 8,
+     "file:///srv/rows", "D:/Data/rows.csv", TOKEN, "sk-ant-" + "aB1" * 12, "ghp_" + "a" * 36, "AKIA" + "A1" * 8,
      "https://ann:secret@example.com/x", "-----BEGIN RSA PRIVATE KEY-----"],
 )  # fmt: skip
 def test_paths_and_secrets_are_found_and_cleaned(text: str) -> None:

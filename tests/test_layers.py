@@ -23,6 +23,7 @@ ALLOWED = {
     "formatters": {"registry"},
     "testing": {"formatters", "registry"},
     "catalog": set(),
+    "secrets": set(),
     "run_dir": set(),
     "launch": {"catalog", "topology", "signals"},
     "signals": set(),
@@ -42,7 +43,7 @@ ALLOWED = {
     "arguments": {"gathering", "modeling", "recipe", "run_dir", "topology"},
     "plan": {
         *("arguments", "data", "local_models", "modeling", "proofs", "provenance", "publish", "quality", "recipe"),
-        *("launch", "speed", "topology", "trainer", "wiring"),
+        *("launch", "secrets", "speed", "topology", "trainer", "wiring"),
     },
     "data": {"catalog", "labels", "local_models", "formatters", "quality", "recipe"},
     "modeling": {"local_models", "recipe", "topology", "varlen"},
@@ -59,7 +60,7 @@ ALLOWED = {
     "progress": {"run_dir"},
     "metrics": {"quality", "registry", "run_dir"},
     "page": set(),
-    "lock": {"recipe", "run_dir"},
+    "lock": {"recipe", "run_dir", "secrets"},
     "evaluation": {
         *("data", "labels", "local_models", "lock", "metrics", "modeling", "preview", "progress", "provenance"),
         *("recipe", "run_dir"),
@@ -67,10 +68,10 @@ ALLOWED = {
     },
     "merge": {"data", "evaluation", "labels", "local_models", "lock", "modeling", "provenance", "recipe", "run_dir"},
     "gguf": set(),
-    "card": {"lock", "quality", "recipe", "report", "run_dir"},
-    "publish": {"card", "lock", "recipe", "run_dir"},
+    "card": {"lock", "quality", "recipe", "report", "run_dir", "secrets"},
+    "publish": {"card", "lock", "recipe", "run_dir", "secrets"},
     "reproduce": {"data", "launch", "lock", "modeling", "provenance", "recipe", "run_dir", "trials"},
-    "provenance": {"data", "local_models", "modeling", "formatters", "recipe", "run_dir"},
+    "provenance": {"data", "local_models", "modeling", "formatters", "recipe", "run_dir", "secrets"},
     "running": {
         *("carry_over", "checkpoints", "data", "evaluation", "final_save", "gathering", "modeling", "out_of_memory"),
         *("progress", "proofs", "provenance", "recipe", "run_dir", "signals", "speed", "stopping", "topology"),
@@ -78,7 +79,7 @@ ALLOWED = {
     },
     "training": {
         *("arguments", "data", "evaluation", "modeling", "out_of_memory", "proofs", "provenance", "recipe", "resume"),
-        *("run_dir", "running", "speed", "topology", "trainer", "wiring"),
+        *("run_dir", "running", "secrets", "speed", "topology", "trainer", "wiring"),
     },
     "doctor": {"local_models", "speed", "varlen"},
     "report": {"page", "run_dir"},

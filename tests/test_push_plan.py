@@ -15,12 +15,11 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from hub.server import Hub
 from push_run import RECIPE, add_merge, make_run, safetensors
-from recipe_kit import publish, run_dir
-from recipe_kit.card import private
+from recipe_kit import publish, run_dir, secrets
 from recipe_kit.cli import publication
 from recipe_kit.cli.push import push
 from recipe_kit.errors import PublishError, RecipeKitError
-from recipe_kit.publish import Plan, Wish, check_before_training, checks, refusals, secrets, weights
+from recipe_kit.publish import Plan, Wish, check_before_training, checks, refusals, scan, weights
 from recipe_kit.publish.account import account_of, problems
 from recipe_kit.publish.repository import Remote
 from recipe_kit.recipe import load_recipe
@@ -445,12 +444,12 @@ SECRETS = {
 @pytest.mark.parametrize("kind", SECRETS)
 def test_every_kind_of_secret_is_found_anywhere_in_a_stream(kind: str) -> None:
     data = b"\0" * 5000 + b' "' + SECRETS[kind].encode() + b'" ' + b"\xff" * 5000
-    assert list(secrets.search(data)) == [kind]
+    assert list(scan.search(data)) == [kind]
     for piece in (1, 7, 4096):
-        search = secrets.Search()
+        looking = scan.Search()
         for start in range(4990, 5200, piece):
-            search.feed(data[start : start + piece])
-        assert list(search.found) == [kind]
+            looking.feed(data[start : start + piece])
+        assert list(looking.found) == [kind]
 
 
 @pytest.mark.parametrize(
@@ -465,18 +464,22 @@ def test_every_kind_of_secret_is_found_anywhere_in_a_stream(kind: str) -> None:
     ],
 )
 def test_ordinary_text_is_no_secret(text: str) -> None:
-    assert secrets.search(text.encode()) == {}
+    assert scan.search(text.encode()) == {}
+    assert secrets.found_in(text) == []
 
 
 @pytest.mark.parametrize("kind", SECRETS)
-def test_what_is_a_secret_in_a_card_is_one_in_every_file(kind: str) -> None:
-    assert private.secrets_in(f'see "{SECRETS[kind]}" there')
+def test_a_secret_is_found_in_a_text_and_blotted_out_of_it(kind: str) -> None:
+    """In cards, in run.json, and in what a published repository says of its run."""
+    text = f'see "{SECRETS[kind]}" there'
+    assert [found for _, found in secrets.found_in(text)] == [kind]
+    assert secrets.found_in(secrets.blotted(text)) == [] and "…" in secrets.blotted(text)
 
 
 def test_random_weights_hold_no_secret() -> None:
     import random
 
-    assert secrets.search(random.Random(0).randbytes(3_000_000)) == {}
+    assert scan.search(random.Random(0).randbytes(3_000_000)) == {}
 
 
 @pytest.mark.parametrize("place", ["adapter_config.json", "chat_template.jinja", "adapter_model.safetensors"])

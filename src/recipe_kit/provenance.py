@@ -7,7 +7,6 @@ import importlib.metadata
 import inspect
 import os
 import platform
-import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -26,12 +25,12 @@ from recipe_kit.formatters import get_formatter
 from recipe_kit.local_models import local_folder
 from recipe_kit.recipe import ModelSection, Recipe, recipe_digest
 from recipe_kit.run_dir import RunInfo
+from recipe_kit.secrets import blotted
 
 _PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers", "huggingface-hub",
     "liger-kernel",
 )  # fmt: skip
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
 
 def run_info(
@@ -52,7 +51,7 @@ def run_info(
         "method": recipe.method,
         "recipe_sha256": recipe_digest(recipe),
         "started_at": now(),
-        "command": [without_tokens(word) for word in command],
+        "command": [blotted(word) for word in command],
         "git_commit": _git_commit(),
         "versions": versions(),
         "hardware": _hardware(recipe),
@@ -166,11 +165,6 @@ def _source_hash(function: Any) -> str | None:
         return hashlib.sha256(inspect.getsource(inspect.unwrap(function)).encode()).hexdigest()
     except (OSError, TypeError):
         return None
-
-
-def without_tokens(text: str) -> str:
-    """The text with Hub tokens blotted out."""
-    return _TOKEN.sub("hf_…", text)
 
 
 def now() -> str:

@@ -36,6 +36,7 @@ from recipe_kit.out_of_memory import Watch, explained
 from recipe_kit.recipe import Recipe, dump_recipe
 from recipe_kit.run_dir import RunInfo
 from recipe_kit.running import Job, carry_out
+from recipe_kit.secrets import blotted
 from recipe_kit.speed.card import Card, card
 from recipe_kit.speed.choose import Choice, as_begun, choose
 from recipe_kit.trainer import Trainer
@@ -144,7 +145,7 @@ def train(
         if info["status"] == "finished":
             raise
         info["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        info["error"] = provenance.without_tokens(first_line(error))
+        info["error"] = blotted(first_line(error))
         if state.is_main_process:
             with suppress(RunError):  # the first error is the one to show
                 run_dir.write_json(run / run_dir.RUN, info)

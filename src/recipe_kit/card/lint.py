@@ -14,7 +14,8 @@ from typing import Literal
 from recipe_kit.card import lint_licence, lint_metadata, lint_run
 from recipe_kit.card.licences import duties_of
 from recipe_kit.card.page import Page, parse
-from recipe_kit.card.private import LOCAL_PATH, secrets_in
+from recipe_kit.card.private import LOCAL_PATH
+from recipe_kit.secrets import found_in
 
 # Words of a template in the place of one. A model may well write TODO lists, or ask for your username.
 _PLACEHOLDER = re.compile(
@@ -93,7 +94,7 @@ def _private(page: Page) -> Iterator[Finding]:
             yield Finding(
                 "error", number, f"{path[0]} is a path of somebody's machine: name the file or the Hub id alone"
             )
-        for _, kind in secrets_in(line):
+        for _, kind in found_in(line):
             yield Finding("error", number, f"this looks like {kind}: take it out, and revoke it if it was ever public")
 
 

@@ -16,6 +16,7 @@ from recipe_kit import run_dir
 from recipe_kit.lock.recipes import is_local_model, recipe_of
 from recipe_kit.recipe import Recipe, dump_recipe, load_recipe, to_data
 from recipe_kit.run_dir import RunInfo
+from recipe_kit.secrets import blotted
 
 FOLDER = "recipe-kit"
 _KEPT = (
@@ -23,9 +24,6 @@ _KEPT = (
     "git_commit", "versions", "hardware", "processes", "seed", "notes", "model", "data", "proofs", "training", "merge",
     "reproduces", "changed_on_resume",
 )  # fmt: skip
-_SECRET = re.compile(
-    r"hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{20,}|gh[opsur]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}"
-)
 _SECRET_KEYS = {"token", "hub_token", "access_token", "api_key", "password", "secret"}
 # A path of two parts or more: `</s>`, `[/INST]`, `tokens/s` and addresses are none.
 _PATH = re.compile(
@@ -154,7 +152,7 @@ def _clean(value: Any, known: list[str]) -> Any:
             value = value.replace(path, _name(path))
         if len(Path.home().parts) > 1:
             value = value.replace(f"{Path.home()}/", "~/")
-        return _SECRET.sub("…", _PATH.sub(lambda found: _name(found[0]), value))
+        return blotted(_PATH.sub(lambda found: _name(found[0]), value))
     if isinstance(value, Mapping):
         return {_clean(key, known): _clean(item, known) for key, item in value.items()}
     return [_clean(item, known) for item in value] if isinstance(value, list | tuple) else value
@@ -162,7 +160,7 @@ def _clean(value: Any, known: list[str]) -> Any:
 
 def _blot(value: Any) -> Any:
     if isinstance(value, str):
-        return _SECRET.sub("…", value)
+        return blotted(value)
     if isinstance(value, Mapping):
         return {key: _blot(item) for key, item in value.items()}
     return [_blot(item) for item in value] if isinstance(value, list | tuple) else value

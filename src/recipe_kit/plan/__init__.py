@@ -19,8 +19,8 @@ from recipe_kit.plan.judge import problems as problems
 from recipe_kit.plan.shape import SCHEMA_VERSION, DiskPart, Plan, ProofsPart, QualityPart, RecipePart, Value
 from recipe_kit.plan.stages import Report, Stages, silent
 from recipe_kit.plan.text import lines as lines
-from recipe_kit.provenance import without_tokens
 from recipe_kit.recipe import Origin, Recipe, Resolved, flatten, recipe_digest
+from recipe_kit.secrets import blotted
 from recipe_kit.speed.card import Card
 from recipe_kit.speed.choose import choose
 from recipe_kit.speed.memory import unsupported
@@ -143,8 +143,8 @@ def _recipe(resolved: Resolved) -> RecipePart:
     values: list[Value] = []
     for key, value in flatten(resolved.recipe).items():
         origin = resolved.origins.get(key, Origin("default"))
-        shown = without_tokens(value) if isinstance(value, str) else value
-        where = without_tokens(origin.where) or origin.kind
+        shown = blotted(value) if isinstance(value, str) else value
+        where = blotted(origin.where) or origin.kind
         values.append({"key": key, "value": shown, "kind": origin.kind, "origin": where})
     return {
         "name": resolved.recipe.name,

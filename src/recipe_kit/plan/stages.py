@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from recipe_kit.errors import RecipeKitError
 from recipe_kit.plan.shape import StageError
-from recipe_kit.provenance import without_tokens
+from recipe_kit.secrets import blotted
 
 T = TypeVar("T")
 Report = Callable[[str], None]
@@ -47,7 +47,7 @@ class Stages:
             if cause:
                 self.leave_out(part, cause)
             else:
-                self.errors.append({"part": part, "message": without_tokens(str(error))})
+                self.errors.append({"part": part, "message": blotted(str(error))})
         return None
 
     def leave_out(self, part: str, why: str) -> None:

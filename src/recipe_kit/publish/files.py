@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from recipe_kit.errors import PublishError
-from recipe_kit.publish.secrets import Search
+from recipe_kit.publish.scan import Search
 
 PIECE = 1 << 22  # bytes read at a time
 

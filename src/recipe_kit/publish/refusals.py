@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from recipe_kit.errors import PublishError
-from recipe_kit.publish.secrets import blotted
+from recipe_kit.publish.scan import in_one_line
 
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 NO_TOKEN = f"no Hub token on this machine; make one with the role write at {TOKENS_PAGE} and run `hf auth login`"
@@ -171,7 +171,7 @@ def _told(error: BaseException, tokens: tuple[str, ...]) -> str:
     text = said or str(error) or type(error).__name__
     text = re.sub(r"https?://\S+", lambda url: url[0].partition("?")[0], text)
     text = re.sub(r"\(Request ID: [^)]*\)", "", text)
-    text = blotted(text, tokens).rstrip(".;:")
+    text = in_one_line(text, tokens).rstrip(".;:")
     return text if len(text) <= 200 else f"{text[:199]}…"
 
 

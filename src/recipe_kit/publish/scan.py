@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from recipe_kit.secrets import KINDS, blotted
+
 OVERLAP = 4096  # bytes kept from one piece to the next, longer than anything looked for
 SHORTEST = 12  # characters; nothing that is looked for is shorter
 
@@ -13,44 +15,8 @@ SHORTEST = 12  # characters; nothing that is looked for is shorter
 _IS_TEXT = bytes(int(32 <= byte < 127) for byte in range(256))
 _ROW = b"\1" * SHORTEST
 
-# What it is, how it starts, and the whole of it.
-_KINDS: tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...] = (
-    (
-        "a Hugging Face token",
-        (b"hf_", b"api_org_"),
-        re.compile(rb"(?<![A-Za-z0-9])(?:(?:hf|api_org)_[A-Za-z0-9]{20,}|hf_(?:oauth|jwt)_[A-Za-z0-9_.-]{20,})"),
-    ),
-    (
-        "an OpenAI or Anthropic key",
-        (b"sk-",),
-        re.compile(rb"(?<![A-Za-z0-9_-])sk-(?=[A-Za-z_-]*[0-9])(?=[a-z0-9_-]*[A-Z])[A-Za-z0-9_-]{32,}"),
-    ),
-    ("an AWS key", (b"AKIA", b"ASIA"), re.compile(rb"(?<![A-Za-z0-9])(?:AKIA|ASIA)[0-9A-Z]{16}(?![A-Za-z0-9])")),
-    (
-        "a GitHub token",
-        (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_"),
-        re.compile(rb"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})"),
-    ),
-    ("a Slack token", (b"xox",), re.compile(rb"(?<![A-Za-z0-9])xox[abeoprs]-[0-9A-Za-z-]{10,}")),
-    ("a Google key", (b"AIza",), re.compile(rb"(?<![A-Za-z0-9])AIza[0-9A-Za-z_-]{35}")),
-    ("a private key", (b"-----BEGIN ",), re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----")),
-    ("a GitLab token", (b"glpat-",), re.compile(rb"(?<![A-Za-z0-9])glpat-[A-Za-z0-9_-]{20,}")),
-    ("a Groq key", (b"gsk_",), re.compile(rb"(?<![A-Za-z0-9])gsk_[A-Za-z0-9]{30,}")),
-    (
-        "a package registry token",
-        (b"npm_", b"pypi-AgE"),
-        re.compile(rb"(?<![A-Za-z0-9])(?:npm_[A-Za-z0-9]{36}(?![A-Za-z0-9])|pypi-AgE[A-Za-z0-9_-]{40,})"),
-    ),
-    (
-        "a signed token",
-        (b"eyJ",),
-        re.compile(rb"(?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"),
-    ),
-    (
-        "a user name and password in a URL",
-        (b"://",),
-        re.compile(rb"(?<=[a-z])://[A-Za-z0-9._~%+-]+:[!-.0-9;-?A-~]{3,}@(?:[A-Za-z0-9-]+\.)*[A-Za-z0-9]{2,}"),
-    ),
+_KINDS = tuple(
+    (name, tuple(start.encode() for start in starts), re.compile(whole.encode())) for name, starts, whole in KINDS
 )
 _BEGINNINGS = re.compile(b"|".join(re.escape(start) for _, starts, _ in _KINDS for start in starts))
 
@@ -92,11 +58,11 @@ def search(data: bytes, tokens: tuple[str, ...] = ()) -> dict[str, int]:
     return looking.found
 
 
-def blotted(text: str, tokens: tuple[str, ...] = ()) -> str:
-    """The text in one line, without Hub tokens."""
+def in_one_line(text: str, tokens: tuple[str, ...] = ()) -> str:
+    """The text in one line, without secrets and these tokens."""
     for token in tokens:
         text = text.replace(token, "hf_…") if token else text
-    return re.sub(r"\s+", " ", re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_…", text)).strip()
+    return " ".join(blotted(text).split())
 
 
 def _rows(data: bytes) -> Iterator[tuple[int, int]]:
