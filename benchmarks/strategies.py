@@ -311,6 +311,12 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         options.rows = options.rows or HERE.parent / "src" / "recipe_kit" / "samples" / "support.train.jsonl"
     if options.rows is None and options.table is None:
         parser.error("--rows: give a file of rows with `instruction` and `response`, one as JSON in each line")
+    if ROWS_A_STEP % options.processes:
+        parser.error(f"--processes: expected a number that divides {ROWS_A_STEP}, got {options.processes}")
+    known = [f"{method}-{strategy}" for method in METHODS for strategy in CONFIGS]
+    for name in options.only:
+        if name not in known:
+            parser.error(f"--only: expected some of {', '.join(known)}; got {name}")
     return options
 
 

@@ -76,6 +76,20 @@ def test_all_runs_of_a_method_have_the_same_rows_a_step(tmp_path: Path) -> None:
     assert {word for word in set(one) ^ set(four) if not any(name in word for name in named)} == {"1", "4"}
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--rows: give a file of rows"),
+        (["--rows", "a.jsonl", "--processes", "3"], "--processes: expected a number that divides 16, got 3"),
+        (["--rows", "a.jsonl", "--only", "lora-zero4"], "got lora-zero4"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        strategies.read_options(words)
+    assert said in capsys.readouterr().err
+
+
 def test_a_result_can_be_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     strategies.write(RESULT, tmp_path / "result.json")
     assert json.loads((tmp_path / "result.json").read_text()) == RESULT
