@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from llama_shapes import LLAMA_2_7B, LLAMA_32_1B
 from recipe_kit import cli, modeling, run_dir
 from recipe_kit import plan as planning
 from recipe_kit.errors import ModelError
@@ -22,33 +23,9 @@ from recipe_kit.plan import access, disk, judge, rows, sizes, steps, text
 from recipe_kit.plan.shape import Plan
 from recipe_kit.recipe import Recipe, load_recipe, resolve
 from recipe_kit.speed import parameters
+from tiny_recipe import TINY
 
 datasets.disable_progress_bars()
-
-TINY = """
-name: tiny
-model: {id: "tiny:chatml", dtype: float32}
-method: lora
-data:
-  train: {sample: support, limit: 32}
-  eval: {rows: 8}
-  formatter: support
-  max_length: 256
-lora: {r: 4, target_modules: [q_proj, v_proj]}
-training: {max_steps: 4, per_device_train_batch_size: 4, learning_rate: 1.0e-2, logging_steps: 1, save_steps: 2,
-           use_cpu: true, report_to: []}
-evaluation: {samples: 2, max_new_tokens: 8, batch_size: 2}
-"""
-
-# The published shapes.
-LLAMA_32_1B = {
-    "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,
-}  # fmt: skip
-LLAMA_2_7B = {
-    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 32, "tie_word_embeddings": False,
-}  # fmt: skip
 
 
 def recipe_file(folder: Path, text: str = TINY) -> str:

@@ -19,21 +19,9 @@ from recipe_kit import resume, run_dir, trials
 from recipe_kit.errors import RunError
 from recipe_kit.out_of_memory import Watch, sentence
 from recipe_kit.recipe import Recipe, dump_recipe, load_recipe, recipe_digest
+from tiny_recipe import TINY
 
-TINY = """
-name: tiny
-model: {id: "tiny:chatml", dtype: float32}
-method: lora
-data:
-  train: {sample: support, limit: 32}
-  eval: {rows: 8}
-  formatter: support
-  max_length: 256
-lora: {r: 4, target_modules: [q_proj, v_proj]}
-training: {max_steps: 4, per_device_train_batch_size: 4, learning_rate: 1.0e-2, logging_steps: 1, save_steps: 2,
-           use_cpu: true, report_to: []}
-evaluation: {after_training: false}
-"""
+UNMEASURED = TINY.replace("{samples: 2, max_new_tokens: 8, batch_size: 2}", "{after_training: false}")
 INFO: dict[str, Any] = {
     "schema_version": 1, "recipe_kit_version": "0.1.0", "status": "interrupted", "name": "tiny", "method": "lora",
     "started_at": "2026-01-01T00:00:00+00:00", "command": [], "git_commit": None, "processes": 1, "seed": 42,
@@ -48,13 +36,13 @@ INFO: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(TINY, encoding="utf-8")
+    path.write_text(UNMEASURED, encoding="utf-8")
     return load_recipe(path)
 
 
 def changed(tmp_path: Path, *overrides: str) -> Recipe:
     path = tmp_path / "changed.yaml"
-    path.write_text(TINY, encoding="utf-8")
+    path.write_text(UNMEASURED, encoding="utf-8")
     return load_recipe(path, overrides=overrides)
 
 
@@ -358,7 +346,7 @@ def test_a_try_that_left_no_checkpoint_is_forgotten(tmp_path: Path, begun: Recip
 
 
 def test_a_comparison_does_not_take_it_for_a_run_of_its_last_recipe(tmp_path: Path, begun: Recipe) -> None:
-    (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    (tmp_path / "tiny.yaml").write_text(UNMEASURED, encoding="utf-8")
     trial = trials.load(str(tmp_path / "tiny.yaml"), (), ())
     run = make_run(tmp_path / "tiny" / "a", begun, "finished")
     assert trials.find_finished(trial, tmp_path) == run

@@ -15,23 +15,9 @@ import torch
 from recipe_kit import run_dir
 from recipe_kit.errors import DataError, ModelError, RecipeError, RunError
 from recipe_kit.recipe import Recipe, load_recipe
+from tiny_recipe import TINY
 
 pytestmark = pytest.mark.slow
-
-TINY = """
-name: tiny
-model: {id: "tiny:chatml", dtype: float32}
-method: lora
-data:
-  train: {sample: support, limit: 32}
-  eval: {rows: 8}
-  formatter: support
-  max_length: 256
-lora: {r: 4, target_modules: [q_proj, v_proj]}
-training: {max_steps: 4, per_device_train_batch_size: 4, learning_rate: 1.0e-2, logging_steps: 1, save_steps: 2,
-           use_cpu: true, report_to: []}
-evaluation: {samples: 2, max_new_tokens: 8, batch_size: 2}
-"""
 
 
 def recipe(tmp_path: Path, *overrides: str, text: str = TINY) -> Recipe:

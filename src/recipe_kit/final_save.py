@@ -14,6 +14,7 @@ from typing import Any
 
 import peft
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -35,7 +36,8 @@ def rehearse(trainer: SavingTrainer, run: Path, write: Write, report: Callable[[
     folder = run / checkpoints.WRITING / "rehearsal"
     try:
         problem = _written_and_equal(trainer, folder, write)
-        took = trainer.told_by_main(lambda: checkpoints.size(folder))  # before that process removes the files again
+        took = [checkpoints.size(folder) if trainer.accelerator.is_main_process else 0]  # which removes them next
+        broadcast_object_list(took)
     finally:
         _remove(trainer, folder)
     if problem:
@@ -43,9 +45,9 @@ def rehearse(trainer: SavingTrainer, run: Path, write: Write, report: Callable[[
             f"{run}: the trained weights could not be saved: {problem}; saving is tried after the first step, and the "
             "training ends here and not after its last one"
         )
-    size = checkpoints.gigabytes(took)
+    size = checkpoints.gigabytes(took[0])
     report(f"saving rehearsed: {size} written, read back and as in memory, in {time.monotonic() - started:.1f} s")
-    return took
+    return took[0]
 
 
 def save(trainer: SavingTrainer, run: Path, place: Path, write: Write, report: Callable[[str], None]) -> None:

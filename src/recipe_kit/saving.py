@@ -66,12 +66,6 @@ class SavingTrainer(HalvingTrainer):
         found: list[str] = gather_object([problem]) if self.args.world_size > 1 else [problem]
         return next((text for text in found if text), "")
 
-    def told_by_main(self, count: Callable[[], int]) -> int:
-        """What the main process counts, on all ranks, none of which goes on before."""
-        own = count() if self.accelerator.is_main_process else 0
-        counted: list[int] = gather_object([own]) if self.args.world_size > 1 else [own]
-        return counted[0]
-
     # Checkpoints
 
     def _get_output_dir(self, trial: Any = None) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Unpack
 
 from transformers import PretrainedConfig
 
 from recipe_kit.recipe import Recipe
 from recipe_kit.speed import parameters
-from recipe_kit.speed.moments import Moment, Work, moments
+from recipe_kit.speed.moments import Moment, StepOptions, Work, moments
 from recipe_kit.speed.shape import shape_of
 
 ERROR = 0.08  # relative, of `Estimate.peak` against what PyTorch reports
@@ -70,43 +71,25 @@ def estimate(
     precision: str,
     work: Work,
     *,
-    checkpointing: bool,
-    optim: str,
-    fused_layers: bool,
-    in_place_adapters: bool,
-    attention: str,
-    accumulates: bool | None = None,
     processes: int = 1,
+    **options: Unpack[StepOptions],
 ) -> Estimate | None:
     """The peak of training one process of this recipe; None where `unsupported` has a reason.
 
-    `precision` is that of the run (`modeling.choose_precision`), `attention` an implementation by its name.
-    `in_place_adapters` says that linear layers are computed as in `projections.py`. `accumulates` says whether a step
-    has several micro-batches, of which all but the first find gradients; None asks the recipe. Raises ModelError for
-    an adapter that does not fit the model.
+    `precision` is that of the run (`modeling.choose_precision`). Raises ModelError for an adapter that does not fit
+    the model.
     """
     if unsupported(recipe, config):
         return None
     shape = shape_of(recipe, config, precision)
-    found = moments(
-        recipe,
-        config,
-        precision,
-        work,
-        checkpointing=checkpointing,
-        optim=optim,
-        fused_layers=fused_layers,
-        in_place_adapters=in_place_adapters,
-        attention=attention,
-        accumulates=accumulates,
-    )
+    found = moments(recipe, config, precision, work, **options)
     buckets = shape.trained_bytes if processes > 1 else 0  # DistributedDataParallel sends copies of the gradients
-    paged = parameters.paged_bytes(optim, shape.trained)
+    paged = parameters.paged_bytes(options["optim"], shape.trained)
     fixed = Moment(gradients=buckets)
     totals = {
         "weights": shape.weights,
         "adapter": 0 if recipe.method == "full" else shape.trained_bytes,
-        "optimizer": parameters.optimizer_bytes(optim, shape.trained) - paged,
+        "optimizer": parameters.optimizer_bytes(options["optim"], shape.trained) - paged,
     }
     phases = {name: sum(totals.values()) + moment.bytes + fixed.bytes for name, moment in found.items()}
     peak = found[max(phases, key=lambda name: phases[name])]

@@ -7,6 +7,7 @@ fused one allocates.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NotRequired, TypedDict, Unpack
 
 from transformers import PretrainedConfig
 
@@ -34,6 +35,27 @@ class Work:
     longest: int
 
 
+class StepOptions(TypedDict):
+    """How a step is computed.
+
+    `attention` is an implementation by its name. `in_place_adapters` says that linear layers are computed as in
+    `projections.py`. `accumulates` says whether a step has several micro-batches, of which all but the first find
+    gradients; without it the recipe says so.
+    """
+
+    checkpointing: bool
+    optim: str
+    fused_layers: bool
+    in_place_adapters: bool
+    attention: str
+    accumulates: NotRequired[bool]
+
+
+def accumulates(recipe: Recipe, options: StepOptions) -> bool:
+    """Whether a step has several micro-batches."""
+    return options.get("accumulates", int(recipe.training.get("gradient_accumulation_steps", 1)) > 1)
+
+
 @dataclass(frozen=True)
 class Moment:
     """Bytes beside weights, adapter and optimiser states."""
@@ -54,15 +76,10 @@ def moments(
     precision: str,
     work: Work,
     *,
-    checkpointing: bool,
-    optim: str,
-    fused_layers: bool,
-    in_place_adapters: bool,
-    attention: str,
-    accumulates: bool | None = None,
     itemsize: int | None = None,
+    **options: Unpack[StepOptions],
 ) -> dict[str, Moment]:
-    """What comes and goes at each moment of a step, by its name; arguments as for `estimate`.
+    """What comes and goes at each moment of a step, by its name; arguments as for `memory.estimate`.
 
     `itemsize` is that of weights and adapters as the layers see them, where they are kept in another type: sharded
     ones are gathered in the computing type.
@@ -72,10 +89,12 @@ def moments(
         trained = [replace(tensor, itemsize=itemsize) for tensor in shape.trained]
         adapter = itemsize if shape.adapter_itemsize else 0
         shape = replace(shape, trained=trained, itemsize=itemsize, adapter_itemsize=adapter)
-    numbers = _numbers(recipe, shape, precision, work, fused_layers, in_place_adapters, attention)
-    if accumulates is None:
-        accumulates = int(recipe.training.get("gradient_accumulation_steps", 1)) > 1
-    return _moments(shape, numbers, work, config, checkpointing, accumulates, optim)
+    numbers = _numbers(
+        recipe, shape, precision, work, options["fused_layers"], options["in_place_adapters"], options["attention"]
+    )
+    return _moments(
+        shape, numbers, work, config, options["checkpointing"], accumulates(recipe, options), options["optim"]
+    )
 
 
 def computing_itemsize(recipe: Recipe, precision: str) -> tuple[int, bool]:

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Unpack
 
 from transformers import PretrainedConfig
 
 from recipe_kit.recipe import Recipe
 from recipe_kit.speed import memory, parameters
 from recipe_kit.speed.memory import Estimate
-from recipe_kit.speed.moments import Moment, Work, computing_itemsize, moments
+from recipe_kit.speed.moments import Moment, StepOptions, Work, accumulates, computing_itemsize, moments
 from recipe_kit.speed.parameters import Tensor
 from recipe_kit.speed.units import PACKED, Model, Unit, look
 
@@ -69,35 +70,21 @@ def estimate(
     strategy: str,
     processes: int,
     offload: bool = False,
-    checkpointing: bool,
-    optim: str,
-    fused_layers: bool,
-    in_place_adapters: bool,
-    attention: str,
-    accumulates: bool | None = None,
+    **options: Unpack[StepOptions],
 ) -> Estimate | None:
     """The peak of one of `processes` GPUs; None where `memory.unsupported` has a reason.
 
     `strategy` is one of `STRATEGIES`; `offload` keeps what is divided in the machine's memory (under zero2 all but
     the weights). Everything else is as for `memory.estimate`, which answers for `none` and `ddp`.
     """
-    how = {"checkpointing": checkpointing, "optim": optim, "fused_layers": fused_layers, "attention": attention}
-    if accumulates is None:
-        accumulates = int(recipe.training.get("gradient_accumulation_steps", 1)) > 1
     if strategy not in SHARDED:
-        return memory.estimate(
-            recipe, config, precision, work, in_place_adapters=in_place_adapters, accumulates=accumulates,
-            processes=processes, **how,  # type: ignore[arg-type]
-        )  # fmt: skip
+        return memory.estimate(recipe, config, precision, work, processes=processes, **options)
     if memory.unsupported(recipe, config):
         return None
     compute, _ = computing_itemsize(recipe, precision)
-    found = moments(
-        recipe, config, precision, work, in_place_adapters=in_place_adapters, accumulates=accumulates,
-        itemsize=compute, **how,  # type: ignore[arg-type]
-    )  # fmt: skip
+    found = moments(recipe, config, precision, work, itemsize=compute, **options)
     model, hidden = look(recipe, config, precision), int(config.get_text_config().hidden_size)
-    run = _Run(recipe, model, hidden, compute, optim, processes, offload, accumulates)
+    run = _Run(recipe, model, hidden, compute, options["optim"], processes, offload, accumulates(recipe, options))
     return _added_up(_fsdp2(run) if strategy == "fsdp2" else _zero(run, stage=int(strategy[-1])), found)
 
 
