@@ -125,7 +125,6 @@ def write_recipe(options: argparse.Namespace, model: Path, folder: Path) -> Path
         "training": training | ({"bf16": True} if options.method == "full" and not options.cpu_smoke else {}),
         "evaluation": {"after_training": False},
         **({} if options.method == "full" else {"lora": adapter}),
-        **({"quantization": {"bnb_4bit_quant_storage": "bfloat16"}} if options.method == "qlora" else {}),
     }
     path = folder / "scaling.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
@@ -166,12 +165,18 @@ def run_one(recipe: Path, config: str, count: int, runs: Path, options: argparse
         words += ["--accelerate-config", config]
     environment = os.environ | {"PYTHONPATH": f"{SOURCES}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-c", COMMAND, *words]
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=options.timeout)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"not finished in {options.timeout:g} s"}
-    if done.returncode:
-        return {"failed": " | ".join(done.stderr.strip().splitlines()[-3:])[-600:]}
+    said = runs.with_suffix(".log")
+    with said.open("w") as file:
+        try:
+            done = subprocess.run(
+                command, env=environment, stdout=subprocess.DEVNULL, stderr=file, timeout=options.timeout
+            )
+            problem = f"exit code {done.returncode}" if done.returncode else ""
+        except subprocess.TimeoutExpired:
+            problem = f"not finished in {options.timeout:g} s"
+    if problem:
+        last = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+        return {"failed": f"{problem}: {' | '.join(last)[-600:]}"}
     (run,) = (path.parent for path in runs.glob("scaling/2*/run.json"))
     info = json.loads((run / "run.json").read_text(encoding="utf-8"))
     log = [json.loads(line) for line in (run / "training_log.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -24,9 +24,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,11 @@ Result = dict[str, Any]
 HERE = Path(__file__).resolve().parent
 COMMAND = "from recipe_kit.cli import main; main()"
 ROWS_A_STEP = 16
+FIRST_PORT = 29600
 CONFIGS = {"one": "single_gpu", "ddp": "multi_gpu", "fsdp2": "fsdp2", "zero2": "zero2", "zero3": "zero3"}
 METHODS: dict[str, list[str]] = {
     "lora": ["method=lora", "training.learning_rate=2.0e-4"],
-    "qlora": ["method=qlora", "training.learning_rate=2.0e-4", "quantization.bnb_4bit_quant_storage=bfloat16"],
+    "qlora": ["method=qlora", "training.learning_rate=2.0e-4"],
     "full": ["method=full", "lora=null", "model.dtype=float32", "training.bf16=true", "training.learning_rate=2.0e-5"],
 }
 
@@ -55,7 +57,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     """All runs, and what their weights answer; the result is written after every run."""
     from recipe_kit.local_models import local_folder
 
-    base = local_folder(options.model)  # made before several runs want it
+    local_folder(options.model)  # made before several runs want it
     recipe = write_recipe(options, folder)
     result: Result = {
         "recorded": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -68,21 +70,18 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     if not options.cpu_smoke:  # rows are prepared once, and not by several runs at a time
         subprocess.run([sys.executable, "-c", COMMAND, "plan", str(recipe), "--no-quality"], env=environment(0),
                        capture_output=True, check=False)  # fmt: skip
-    jobs = [(method, strategy, port) for port, (method, strategy) in enumerate(wanted(options), 29600)]
+    jobs, known = list(enumerate(wanted(options))), all_pairs()
     with ThreadPoolExecutor(options.jobs) as pool:
-        for told in pool.map(lambda job: run_one(recipe, *job, folder, options), jobs):
+        started = [pool.submit(run_one, recipe, *pair, number, folder, options) for number, pair in jobs]
+        for told in (run.result() for run in as_completed(started)):
             for key in ("versions", "card"):
                 place = result if key == "versions" else result["machine"]
                 place[key] = told.pop(key, None) or place.get(key)
-            result["runs"].append(told)
+            result["runs"] = sorted(
+                [*result["runs"], told], key=lambda run: known.index((run["method"], run["strategy"]))
+            )
             print(f"{told['method']} {told['strategy']}: {told.get('failed') or told['losses'][-1]}", file=sys.stderr)
             write(result, options.out)
-    with options.rows.open(encoding="utf-8") as file:
-        questions = [json.loads(line)["instruction"] for line, _ in zip(file, range(options.answered), strict=False)]
-    for told in result["runs"]:
-        if weights := told.pop("weights", None):
-            told["answers"] = asked_on_a_cpu(str(base or options.model), weights, questions)
-    write(result, options.out)
     return result
 
 
@@ -90,12 +89,20 @@ def wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
     """Method and strategy of each run; one process always, to compare with."""
     if options.cpu_smoke:
         return [("lora", "one"), ("lora", "ddp")]
-    pairs = [(method, strategy) for method in METHODS for strategy in CONFIGS]
     methods = {name.split("-")[0] for name in options.only}
-    return [
-        pair for pair in pairs
+    found = [
+        pair for pair in all_pairs()
         if not options.only or "-".join(pair) in options.only or (pair[1] == "one" and pair[0] in methods)
     ]  # fmt: skip
+    return sorted(found, key=lambda pair: not is_stopped(pair, options))  # those take three times as long
+
+
+def all_pairs() -> list[tuple[str, str]]:
+    return [(method, strategy) for method in METHODS for strategy in CONFIGS]
+
+
+def is_stopped(pair: tuple[str, str], options: argparse.Namespace) -> bool:
+    return bool(options.stop_after) and (not options.stopped or "-".join(pair) in options.stopped)
 
 
 def write_recipe(options: argparse.Namespace, folder: Path) -> Path:
@@ -136,16 +143,24 @@ def command(recipe: Path, method: str, strategy: str, runs: Path, options: argpa
     return [sys.executable, "-c", COMMAND, *words, *(word for change in changes for word in ("--set", change))]
 
 
-def run_one(recipe: Path, method: str, strategy: str, port: int, folder: Path, options: argparse.Namespace) -> Result:
+def run_one(
+    recipe: Path, method: str, strategy: str, number: int, folder: Path, options: argparse.Namespace
+) -> Result:
     """One training, and perhaps a second one that is stopped and resumed: what each told, or `failed`: the reason."""
     told: Result = {"method": method, "strategy": strategy, "processes": 1 if strategy == "one" else options.processes}
     words = command(recipe, method, strategy, folder / f"{method}-{strategy}", options)
+    port = FIRST_PORT + number
+    if number < options.jobs:
+        time.sleep(number * options.apart)
+    began = time.monotonic()
     code, said, _ = finished(words, port, options.timeout)
+    told["seconds"] = round(time.monotonic() - began, 1)
     if code != 0:
         return told | {"failed": in_short(said) or f"exit code {code}"}
     run = next((folder / f"{method}-{strategy}").glob("strategies/2*/run.json")).parent
     told |= read(run)
-    if options.stop_after:
+    told["answers"] = asked_on_a_cpu(told.pop("weights"), options)
+    if is_stopped((method, strategy), options):
         words = command(recipe, method, strategy, folder / f"{method}-{strategy}-stopped", options)
         told["stopped"] = stop_and_resume(words, port + 200, folder / f"{method}-{strategy}-stopped", options)
     return told
@@ -215,8 +230,13 @@ def environment(port: int) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": paths, "MASTER_PORT": str(port), "TOKENIZERS_PARALLELISM": "false"}
 
 
-def asked_on_a_cpu(base: str, weights: str, questions: list[str]) -> Any:
+def asked_on_a_cpu(weights: str, options: argparse.Namespace) -> Any:
     """What `answers_of.py` prints in a process that sees no GPU, or in short why it could not."""
+    from recipe_kit.local_models import local_folder
+
+    base = str(local_folder(options.model) or options.model)
+    with options.rows.open(encoding="utf-8") as file:
+        questions = [json.loads(line)["instruction"] for line in islice(file, options.answered)]
     words = [sys.executable, str(HERE / "answers_of.py"), json.dumps([base, weights, questions])]
     done = subprocess.run(words, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else in_short(done.stderr)
@@ -247,7 +267,8 @@ def markdown(result: Result) -> str:
         if one is not told and "failed" not in one:
             gap = percent(largest_gap(told["losses"], one["losses"]))
             held_out = percent(told["held_out_loss"] / one["held_out_loss"] - 1)
-            same = same_answers(told.get("answers"), one.get("answers"))
+            asked = "answers" in told and "answers" in one  # not where a sitting was cut off before
+            same = same_answers(told["answers"], one["answers"]) if asked else "not asked"
         lines.append(
             f"{title} {told['processes']} | {gap} | {held_out} | {same} | {told['tokens_per_second']:,.0f} | "
             f"{told['peak_memory_bytes'] / 2**30:.2f} |"
@@ -285,8 +306,7 @@ def same_answers(found: Any, others: Any) -> str:
 
 def write(result: Result, place: Path | None) -> None:
     if place:
-        kept = [{key: value for key, value in told.items() if key != "weights"} for told in result["runs"]]
-        place.write_text(json.dumps(result | {"runs": kept}, indent=1) + "\n", encoding="utf-8")
+        place.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -297,9 +317,13 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="METHOD-STRATEGY", help="such as full-fsdp2")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--stop-after", type=int, default=0, metavar="STEP", help="also stop and resume each run")
+    parser.add_argument(
+        "--stopped", nargs="+", default=[], metavar="METHOD-STRATEGY", help="stop and resume these only"
+    )
     parser.add_argument("--answered", type=int, default=5, help="rows whose questions the saved weights answer")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another change of the recipe")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--apart", type=float, default=0, help="seconds between the starts of the first runs")
     parser.add_argument("--timeout", type=float, default=300, help="seconds after which a run is ended")
     parser.add_argument("--tmp", type=Path, help="where runs are kept; memory is fastest")
     parser.add_argument("--out", type=Path, help="the result, as JSON")
@@ -313,10 +337,11 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--rows: give a file of rows with `instruction` and `response`, one as JSON in each line")
     if ROWS_A_STEP % options.processes:
         parser.error(f"--processes: expected a number that divides {ROWS_A_STEP}, got {options.processes}")
-    known = [f"{method}-{strategy}" for method in METHODS for strategy in CONFIGS]
-    for name in options.only:
-        if name not in known:
-            parser.error(f"--only: expected some of {', '.join(known)}; got {name}")
+    known = ["-".join(pair) for pair in all_pairs()]
+    for option in ("only", "stopped"):
+        for name in getattr(options, option):
+            if name not in known:
+                parser.error(f"--{option}: expected some of {', '.join(known)}; got {name}")
     return options
 
 

@@ -112,7 +112,7 @@ def test_a_piece_is_the_largest_that_chunk_gives() -> None:
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_the_parts_add_up_to_the_peak(method: str) -> None:
-    recipe = FULL if method == "full" else recipe_of(method, "bfloat16", bnb_4bit_quant_storage="bfloat16")
+    recipe = FULL if method == "full" else recipe_of(method, "bfloat16")
     several = ({}, {"accumulates": True}, {"optim": "adamw_torch"}, {"checkpointing": False})
     for strategy, options in itertools.product(sharding.STRATEGIES, several):
         found: Estimate = estimated(recipe, config_of(**SMALL), strategy, 4, **options)
@@ -198,8 +198,8 @@ def test_a_plan_tells_what_it_costs_to_send_gradients_once_a_step() -> None:
 
 def test_4_bit_weights_are_divided_only_where_they_are_kept_in_a_type_that_can_be() -> None:
     config = config_of(**WIDE)
-    as_bytes = recipe_of("qlora", "bfloat16")
-    as_numbers = recipe_of("qlora", "bfloat16", bnb_4bit_quant_storage="bfloat16")
+    as_bytes = recipe_of("qlora", "bfloat16", bnb_4bit_quant_storage="uint8")
+    as_numbers = recipe_of("qlora", "bfloat16")
     packed = (VALUES - 2 * 32_000 * 4096) / 2
     whole, divided = (estimated(recipe, config, "fsdp2", 8).weights for recipe in (as_bytes, as_numbers))
     assert whole > packed

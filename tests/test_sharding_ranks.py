@@ -1,4 +1,4 @@
-"""Steps of several micro-batches under FSDP2: the weights of one process, and only a share of the gradients."""
+"""What FSDP2 does to gradients and to 4-bit weights: several micro-batches in a step, and bits as they were."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.distributed.fsdp import FSDPModule
 
 from recipe_kit import run_dir
 from recipe_kit.trainer import Trainer
-from topologies import FULL, largest_gap, train
+from topologies import FULL, largest_gap, require_equal, train
+from topologies import STEPS as TRAINED_STEPS
 
 pytestmark = pytest.mark.slow
 STEPS = 2
@@ -50,3 +52,35 @@ def test_micro_batches_under_fsdp2_end_with_the_weights_of_one_process(
     said = (tmp_path / "two.txt").read_text(encoding="utf-8")
     assert said.count("shared out: {True}") == 2 * 2 * STEPS  # by two processes, after both micro-batches
     assert "shared out: {False}" not in said
+
+
+QLORA = [
+    "method=qlora", "quantization={}", "model.dtype=bfloat16", "training.bf16=true", "lora.modules_to_save=null",
+    "lora.layers_to_transform=[0]", "evaluation.after_training=false", "training.save_strategy=no",
+]  # fmt: skip
+
+
+def as_cuda_does(places: list[torch.Tensor], values: list[torch.Tensor], non_blocking: bool = False) -> None:
+    """`torch._foreach_copy_` by way of float32: a pattern that is no 16-bit number becomes another one."""
+    for place, value in zip(places, values, strict=True):
+        place.copy_(value.float() if value.dtype == place.dtype and value.is_floating_point() else value)
+
+
+def test_fsdp2_puts_4_bit_weights_together_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed into bfloat16, as other tools want them, 0.1 % were changed: a loss 2.6 % higher on two H100s.
+
+    One layer has no adapter: there nothing but 4-bit weights and norms is put together.
+    """
+    before = train(tmp_path / "cpu", "fsdp2", *QLORA)
+    monkeypatch.setattr(torch, "_foreach_copy_", as_cuda_does)
+    after = train(tmp_path / "cuda", "fsdp2", *QLORA)
+    assert largest_gap(before, after) == 0
+    losses = [[line["loss"] for line in run_dir.read_lines(run / run_dir.LOG)] for run in (before, after)]
+    assert losses[0] == losses[1] and len(losses[0]) == TRAINED_STEPS
+
+
+def test_4_bit_weights_under_fsdp2_train_as_in_one_process(tmp_path: Path) -> None:
+    changes = [*QLORA, "model.dtype=float32", "training.bf16=false"]
+    one = train(tmp_path / "one", "single_gpu", *changes)
+    two = train(tmp_path / "two", "fsdp2", *changes)
+    require_equal(one, two)

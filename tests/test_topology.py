@@ -105,16 +105,24 @@ def test_a_file_that_is_not_understood_is_refused(tmp_path: Path, text: str, sai
         topology.read(tmp_path / "own.yaml")
 
 
-@pytest.mark.parametrize("name", ["fsdp2", "zero3"])
-def test_split_4_bit_weights_must_be_kept_as_the_type_of_the_others(name: str) -> None:
+@pytest.mark.parametrize(("name", "wanted"), [("fsdp2", "float32"), ("zero3", "bfloat16")])
+def test_split_4_bit_weights_are_kept_as_numbers_that_survive_it(name: str, wanted: str) -> None:
     """bitsandbytes #1040, accelerate #2268: uint8 shards cannot lie beside bfloat16 ones."""
     optim = "training.optim=adamw_torch"
-    said = refusal(name, optim)
-    assert "got uint8, write `bnb_4bit_quant_storage: bfloat16` under quantization" in said
-    stored = "quantization.bnb_4bit_quant_storage=bfloat16"
-    topology.check(recipe(stored, optim), topology.read(name))
-    assert "got bfloat16, write `bnb_4bit_quant_storage: float16`" in refusal(name, stored, optim, precision="float16")
+    stored = "quantization.bnb_4bit_quant_storage="
+    assert topology.quant_storage(topology.read(name).strategy, "bfloat16") == wanted
+    topology.check(recipe(optim), topology.read(name))
+    topology.check(recipe(stored + wanted, optim), topology.read(name))
+    said = refusal(name, stored + "uint8", optim)
+    assert f"only where they are kept as {wanted}; got uint8, leave the line out or write {wanted}" in said
+    assert "got float16, leave the line out" in refusal(name, stored + "float16", optim)
     topology.check(recipe(), topology.read("zero2"))  # there every GPU keeps all of them
+
+
+def test_zero3_keeps_4_bit_weights_as_what_is_computed_in() -> None:
+    stored = "quantization.bnb_4bit_quant_storage=bfloat16"
+    said = refusal("zero3", stored, "training.optim=adamw_torch", precision="float16")
+    assert "got bfloat16, leave the line out or write float16" in said
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,12 @@ from tiny_recipe import TINY
 
 pytestmark = pytest.mark.slow
 
+# After the first step weights of 1e27, after the second none.
+DIVERGING = (
+    "method=full", "lora=null", "training.learning_rate=1e30", "training.optim=sgd", "training.max_grad_norm=0",
+    "evaluation.after_training=false", "training.save_strategy=steps", "training.save_steps=4",
+)  # fmt: skip
+
 
 def recipe(tmp_path: Path, *overrides: str, text: str = TINY) -> Recipe:
     path = tmp_path / "tiny.yaml"
@@ -30,6 +36,11 @@ def trained(tmp_path: Path, *overrides: str, **options: Any) -> Path:
     from recipe_kit.training import train
 
     return train(recipe(tmp_path, *overrides), runs_dir=tmp_path / "runs", **options)
+
+
+def only_run(tmp_path: Path) -> Path:
+    (run,) = (path.parent for path in tmp_path.glob(f"runs/*/2*/{run_dir.RUN}"))
+    return run
 
 
 def tuned_loss(run: Path) -> float:
@@ -253,12 +264,52 @@ def test_a_run_that_another_process_still_trains_is_not_resumed(
 
 
 def test_a_loss_that_is_not_a_number_is_logged_as_such(tmp_path: Path) -> None:
-    run = trained(
-        tmp_path, "method=full", "lora=null", "training.learning_rate=1e30", "training.optim=sgd",
-        "training.max_grad_norm=0", "evaluation.after_training=false",
-    )  # fmt: skip
-    log = (run / "training_log.jsonl").read_text()
+    with pytest.raises(RunError, match=r"training went wrong by step 2 \(loss nan\)"):
+        trained(tmp_path, *DIVERGING)
+    log = (only_run(tmp_path) / "training_log.jsonl").read_text()
     assert '"loss": NaN' in log and '"loss": 0.0,' not in log
+
+
+def test_weights_that_are_no_numbers_end_the_run_and_push_no_good_checkpoint_out(tmp_path: Path) -> None:
+    """Training on would take hours, and with save_total_limit the last good checkpoint."""
+    with pytest.raises(RunError) as error:
+        trained(tmp_path, *DIVERGING, "training.save_steps=1", "training.save_total_limit=1", "training.max_steps=6")
+    run = only_run(tmp_path)
+    assert [path.name for path in (run / "checkpoints").glob("checkpoint-*")] == ["checkpoint-1"]
+    assert "the checkpoint of step 1 is from before, and --resume " in str(error.value)
+    info = run_dir.read(run)
+    assert info["status"] == "failed" and "no later step mends" in info["error"]
+    assert not (run / "model").exists()
+
+
+def test_a_checkpoint_is_not_written_of_weights_that_are_no_numbers_even_where_no_loss_was_logged(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(RunError, match="training went wrong by step 2: .* no checkpoint was saved before"):
+        trained(tmp_path, *DIVERGING, "training.save_steps=2", "training.logging_steps=100")
+
+
+def test_a_loss_that_is_no_number_ends_nothing_while_the_weights_are_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float16 a step whose gradients overflow is left out."""
+    from recipe_kit.trainer import Trainer
+
+    step = Trainer.training_step
+
+    def overflowing(self: Any, *arguments: Any, **options: Any) -> Any:
+        loss = step(self, *arguments, **options)
+        if self.state.global_step == 1:
+            self.model.zero_grad()
+            return loss * float("nan")
+        return loss
+
+    monkeypatch.setattr(Trainer, "training_step", overflowing)
+    run = trained(tmp_path)
+    assert [math.isnan(line["loss"]) for line in run_dir.read_lines(run / run_dir.LOG) if "loss" in line] == [
+        False, True, False, False,
+    ]  # fmt: skip
+    assert run_dir.read(run)["status"] == "finished"
 
 
 def test_nothing_to_resume_is_a_sentence(tmp_path: Path) -> None:

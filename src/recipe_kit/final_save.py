@@ -32,6 +32,7 @@ def rehearse(trainer: SavingTrainer, run: Path, write: Write, report: Callable[[
 
     Raises RunError where the weights of this run could not be saved, or would be others than those in memory.
     """
+    trainer.require_numbers()
     started = time.monotonic()
     folder = run / checkpoints.WRITING / "rehearsal"
     try:
@@ -52,6 +53,7 @@ def rehearse(trainer: SavingTrainer, run: Path, write: Write, report: Callable[[
 
 def save(trainer: SavingTrainer, run: Path, place: Path, write: Write, report: Callable[[str], None]) -> None:
     """Save the trained weights to `place`, whole or not at all. Called by every rank. Raises RunError."""
+    trainer.require_numbers()
     folder = run / checkpoints.WRITING / place.name
     for attempt in (1, 2):
         problem = _written_and_equal(trainer, folder, write)

@@ -32,7 +32,7 @@ import recipe_kit.varlen  # noqa: F401, registers its attention with transformer
 from recipe_kit.errors import ModelError
 from recipe_kit.local_models import local_folder
 from recipe_kit.recipe import ModelSection, Recipe
-from recipe_kit.topology import strategy_here
+from recipe_kit.topology import quant_storage, strategy_here
 
 # Some templates write today's date (Llama 3.1 and later, gpt-oss): training one day and serving another would
 # differ. This is the date that Llama's template itself falls back to.
@@ -188,8 +188,12 @@ def model_dtype(recipe: Recipe, precision: str) -> torch.dtype:
 
 def quantization_config(recipe: Recipe, precision: str) -> transformers.BitsAndBytesConfig:
     """NF4 with double quantisation (Dettmers et al., 2023, arXiv:2305.14314) unless the recipe says otherwise."""
-    values: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    values |= {key: value for key, value in recipe.quantization.items() if key != "load_in_4bit"}
+    values: dict[str, Any] = {
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_quant_storage": quant_storage(strategy_here(), precision),
+    }
+    values |= {key: value for key, value in recipe.quantization.items() if key != "load_in_4bit" and value is not None}
     compute = values.get("bnb_4bit_compute_dtype")
     if compute is None or (compute == "bfloat16" and precision == "float16"):
         values["bnb_4bit_compute_dtype"] = precision

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from accelerate.utils import gather_object
 from transformers.trainer import TRAINER_STATE_NAME
 
 from recipe_kit import checkpoints
+from recipe_kit.errors import RunError
+from recipe_kit.finite import ruined
 from recipe_kit.halving import HalvingTrainer
 from recipe_kit.progress import ProgressLog, peak_memory_bytes
 
@@ -24,9 +27,10 @@ class SavingTrainer(HalvingTrainer):
     """TRL's trainer with checkpoints moved into place when they are whole, and a run that goes on as if never stopped.
 
     A checkpoint that cannot be written costs a sentence and not the run: all ranks agree on it, the half of it is
-    removed, and the last one stays. What transformers 5.23 and TRL 1.16 do not restore is kept in `totals_RANK.json`:
-    tokens, time, the running means of the log. Nothing is trained where the last step was (transformers would train
-    one step more).
+    removed, and the last one stays. Weights that are no numbers any more end the run, and are not saved: the last good
+    checkpoint would make room for them. What transformers 5.23 and TRL 1.16 do not restore is kept in
+    `totals_RANK.json`: tokens, time, the running means of the log. Nothing is trained where the last step was
+    (transformers would train one step more).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -66,6 +70,33 @@ class SavingTrainer(HalvingTrainer):
         found: list[str] = gather_object([problem]) if self.args.world_size > 1 else [problem]
         return next((text for text in found if text), "")
 
+    # Weights that are still numbers
+
+    def require_numbers(self, *, loss: float | None = None) -> None:
+        """Raises RunError where a trained weight is not one, in all ranks alike; called by every rank."""
+        name = self.agreed(ruined(self.accelerator.unwrap_model(self.model).named_parameters()))
+        if not name:
+            return
+        run = Path(self.args.output_dir).parent
+        last = checkpoints.last_step(run)
+        logged = "" if loss is None else f" (loss {loss:g})"
+        if last is None:
+            then = "no checkpoint was saved before; train again with"
+        else:
+            then = f"the checkpoint of step {last} is from before, and --resume {run} goes on from it with"
+        in_half = ", or model.dtype: bfloat16" if self.args.fp16 else ""
+        raise RunError(
+            f"training went wrong by step {self.state.global_step}{logged}: {name} holds values that are no numbers, "
+            f"which no later step mends; {then} a lower training.learning_rate{in_half}"
+        )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        super().log(logs, *args, **kwargs)
+        # In float16 a step whose gradients overflow is left out, and the weights are as they were.
+        if not all(math.isfinite(logs[key]) for key in ("loss", "grad_norm") if key in logs):
+            self.require_numbers(loss=logs.get("loss"))
+            self._tr_loss.zero_()  # transformers takes it from itself, which leaves NaN in the log for good
+
     # Checkpoints
 
     def _get_output_dir(self, trial: Any = None) -> str:
@@ -73,6 +104,7 @@ class SavingTrainer(HalvingTrainer):
         return str(Path(self.args.output_dir) / checkpoints.WRITING)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.require_numbers()
         step, folder = self.state.global_step, Path(self.args.output_dir)
         written = Path(self._get_output_dir()) / f"checkpoint-{step}"
         is_local_main = self.accelerator.is_local_main_process

@@ -105,7 +105,7 @@ def make_trainer(
     if adapter is not None and not trainer.is_deepspeed_enabled:  # it trains in 16 bits, and updates copies in float32
         _adapters_in_float32(trainer.model, trainer.saved_dtype)
     if trainer.is_fsdp_enabled:
-        _sum_in_float32(trainer)
+        _keep_precise(trainer, packed=recipe.method == "qlora")
         _call_the_head(trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator.device)
     if choice.together:
         compute_together(trainer.model, checkpointing=bool(arguments.gradient_checkpointing))
@@ -184,10 +184,16 @@ def _call_the_head(model: Any, device: torch.device) -> None:
     base.forward = called
 
 
-def _sum_in_float32(trainer: Trainer) -> None:
-    """Gradients of several processes are added up in float32 under FSDP2, and losses not rounded to 16 bits."""
+def _keep_precise(trainer: Trainer, *, packed: bool) -> None:
+    """Under FSDP2 gradients of several processes are added up in float32, and losses not rounded to 16 bits.
+
+    Nor are weights, where 4-bit ones are packed into numbers: those would not survive it. Layers compute in 16 bits
+    all the same, by autocast, as in one process.
+    """
     plugin = trainer.accelerator.state.fsdp_plugin
-    if plugin.mixed_precision_policy is not None:
+    policy = plugin.mixed_precision_policy
+    if policy is not None:
+        together = None if packed else policy.param_dtype
         plugin.mixed_precision_policy = replace(
-            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+            policy, param_dtype=together, reduce_dtype=torch.float32, output_dtype=None
         )

@@ -106,13 +106,17 @@ def train(
         reader = threading.Thread(target=_read, args=(process.stderr, said, echo, stopping), daemon=True)
         reader.start()
         log = _Log()
+
+        def found() -> str | None:
+            log.run = log.run or _new_run(trial, runs_dir, before)
+            return next(filter(None, map(watch, log.new_lines())), None) if watch else None
+
         reason = None
         try:
             while process.poll() is None and reason is None:
                 time.sleep(POLL_SECONDS)
-                run = log.run or _new_run(trial, runs_dir, before)
-                log.run = run
-                reason = next(filter(None, map(watch, log.new_lines())), None) if watch else None
+                reason = found()
+            reason = reason or found()  # in what it wrote last
             if reason is not None:
                 stopping.set()
                 _stop(process)

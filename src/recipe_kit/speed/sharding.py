@@ -12,7 +12,7 @@ What a GPU computes with, activations and logits, is that of its own micro-batch
 Sources: ZeRO (Rajbhandari et al., 2020, arXiv:1910.02054, section 3 and figure 1) for what is divided; `fully_shard`
 of torch 2.13 and `fsdp2_prepare_model` of accelerate 1.15 for units, their types and when they are gathered;
 `runtime/zero/stage_1_and_2.py`, `stage3.py` and `config.py` of DeepSpeed 0.19.8 for buffers and their sizes.
-Read, not measured: `ERROR` is an allowance.
+Read, and held against nine runs on two GPUs (benchmarks/README.md): `ERROR` is an allowance for what those are not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from recipe_kit.speed.units import PACKED, Model, Unit, look
 
 STRATEGIES = ("none", "ddp", "fsdp2", "zero2", "zero3")
 SHARDED = ("fsdp2", "zero2", "zero3")
-ERROR = 0.25  # relative; an allowance until it was measured on several GPUs
+ERROR = 0.25  # relative; an allowance: nine runs on two H100s had 2.4 % more at most
 
 _FLOAT32 = 4  # bytes of a value: of DeepSpeed's copies of what it trains in 16 bits, and of all sums of gradients
 REDUCE_VALUES = 50_000_000  # of a bucket of gradients on their way (stage 2), in the configuration that ships
@@ -107,9 +107,8 @@ class _Run:
 
     @property
     def divides_4_bits(self) -> bool:
-        """Whether 4-bit weights lie in a type that can be sharded: bytes, their default, cannot."""
-        storage = str(self.recipe.quantization.get("bnb_4bit_quant_storage") or "uint8")
-        return storage.removeprefix("torch.") in ("bfloat16", "float16", "float32")
+        """Whether 4-bit weights lie in a type that can be sharded, as they do unless the recipe wants bytes."""
+        return "int8" not in str(self.recipe.quantization.get("bnb_4bit_quant_storage"))
 
 
 @dataclass(frozen=True)
@@ -141,12 +140,15 @@ def _fsdp2(run: _Run) -> _Held:
     kept, adapter = _bytes([_piece(t, run.processes) for t in divided]), _bytes(trained)
     states, paged = parameters.optimizer_bytes(run.optim, trained), parameters.paged_bytes(run.optim, trained)
 
+    # Beside 4-bit weights nothing is rounded when it is put together, nor its gradient before it is sent.
+    together = _FLOAT32 if run.recipe.method == "qlora" else compute
+
     def gathered(unit: Unit) -> int:
         tensors = (t for t in unit.tensors if run.divides_4_bits or t.dtype != PACKED)
-        return sum(t.values * min(compute, t.itemsize) for t in tensors)
+        return sum(t.values * min(together, t.itemsize) for t in tensors)
 
     def sent(unit: Unit) -> int:
-        return (compute + _FLOAT32) * unit.trained_values
+        return (together + _FLOAT32) * unit.trained_values
 
     embeddings, tail = gathered(model.embeddings), gathered(model.tail)
     layer, sent_layer = max(map(gathered, model.layers)), max(map(sent, model.layers))
