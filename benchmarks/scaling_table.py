@@ -3,7 +3,7 @@
     python benchmarks/scaling_table.py
 
 Counted from shapes alone (`recipe_kit.speed.sharding`): no weights, no GPU, half a minute. It says what is held when
-nothing goes wrong; of several GPUs nothing of it was measured. `docs/scaling.md` holds what this prints.
+nothing goes wrong; little of it was measured (README.md). `docs/scaling.md` holds what this prints.
 """
 
 from __future__ import annotations
