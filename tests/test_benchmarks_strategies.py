@@ -57,6 +57,19 @@ def test_what_was_stopped_is_told_beside_what_was_not() -> None:
     ]
 
 
+def test_runs_that_are_stopped_come_first_since_they_take_three_times_as_long() -> None:
+    words = ["--rows", "rows.jsonl", "--only", "full-ddp", "full-zero3", "--stop-after", "8"]
+    named = strategies.read_options([*words, "--stopped", "full-zero3"])
+    assert strategies.wanted(named) == [("full", "zero3"), ("full", "one"), ("full", "ddp")]
+    assert strategies.wanted(strategies.read_options(words)) == [("full", "one"), ("full", "ddp"), ("full", "zero3")]
+
+
+def test_weights_that_were_not_asked_are_said_to_be_so() -> None:
+    first, second = ({k: v for k, v in one.items() if k != "answers"} for one in RESULT["runs"][:2])
+    table = strategies.markdown(RESULT | {"runs": [first, second]}).splitlines()
+    assert table[5] == "| full | ddp | 2 | -0.50% | -0.50% | not asked | 1,234 | 1.50 |"
+
+
 def test_runs_of_other_lengths_are_not_compared() -> None:
     with pytest.raises(ValueError, match="longer"):
         strategies.largest_gap([1.0], [1.0, 2.0])
@@ -82,6 +95,7 @@ def test_all_runs_of_a_method_have_the_same_rows_a_step(tmp_path: Path) -> None:
         ([], "--rows: give a file of rows"),
         (["--rows", "a.jsonl", "--processes", "3"], "--processes: expected a number that divides 16, got 3"),
         (["--rows", "a.jsonl", "--only", "lora-zero4"], "got lora-zero4"),
+        (["--rows", "a.jsonl", "--stopped", "lora"], "--stopped: expected some of lora-one, lora-ddp"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
