@@ -48,10 +48,12 @@ def tiny_tokenizer(caches_of_this_session: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread_for_each_worker() -> None:
+def threads_are_counted() -> None:
     """Several pytest workers with all threads each would wait for one another's threads most of the time."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"
         import torch
 
         torch.set_num_threads(1)
+    # Else torchrun warns among what its processes say (torch 2.11, 2.13).
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
