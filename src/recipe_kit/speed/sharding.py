@@ -82,7 +82,8 @@ def estimate(
     if memory.unsupported(recipe, config):
         return None
     compute, _ = computing_itemsize(recipe, precision)
-    found = moments(recipe, config, precision, work, itemsize=compute, **options)
+    rounded = None if strategy == "fsdp2" and recipe.method == "qlora" else compute
+    found = moments(recipe, config, precision, work, itemsize=rounded, **options)
     model, hidden = look(recipe, config, precision), int(config.get_text_config().hidden_size)
     run = _Run(recipe, model, hidden, compute, options["optim"], processes, offload, accumulates(recipe, options))
     return _added_up(_fsdp2(run) if strategy == "fsdp2" else _zero(run, stage=int(strategy[-1])), found)
@@ -129,6 +130,8 @@ class _Held:
 def _fsdp2(run: _Run) -> _Held:
     """Each weight is cut along its first dimension; layers, embeddings and tail are gathered in the computing type.
 
+    Beside 4-bit weights nothing is rounded when it is gathered, nor its gradient before it is sent.
+
     In mixed precision what is trained is kept in float32, with its gradients. Where a recipe sets `sync_each_batch` to
     false, micro-batches before the last of a step send nothing: their gradients are summed whole, in float32, in which
     they are sent (`trainer.make_trainer`).
@@ -140,7 +143,6 @@ def _fsdp2(run: _Run) -> _Held:
     kept, adapter = _bytes([_piece(t, run.processes) for t in divided]), _bytes(trained)
     states, paged = parameters.optimizer_bytes(run.optim, trained), parameters.paged_bytes(run.optim, trained)
 
-    # Beside 4-bit weights nothing is rounded when it is put together, nor its gradient before it is sent.
     together = _FLOAT32 if run.recipe.method == "qlora" else compute
 
     def gathered(unit: Unit) -> int:
