@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
@@ -186,7 +187,7 @@ def run_one(recipe: Path, config: str, count: int, runs: Path, options: argparse
         "tokens_per_second": (last["num_tokens"] - first["num_tokens"]) / seconds,
         "step_seconds": seconds / options.steps,
         "peak_memory_bytes": info["training"]["peak_memory_bytes"],
-        "loss": last["loss"],
+        "loss": last["loss"] if math.isfinite(last["loss"]) else None,  # JSON has no NaN
         "speed": info["speed"],
         "versions": info["versions"],
         "card": info["hardware"].get("name", "none: CPU"),

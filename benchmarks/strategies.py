@@ -227,7 +227,12 @@ def in_short(said: str) -> str:
 
 def environment(port: int) -> dict[str, str]:
     paths = f"{HERE.parent / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    return os.environ | {"PYTHONPATH": paths, "MASTER_PORT": str(port), "TOKENIZERS_PARALLELISM": "false"}
+    return with_few_threads() | {"PYTHONPATH": paths, "MASTER_PORT": str(port), "TOKENIZERS_PARALLELISM": "false"}
+
+
+def with_few_threads() -> dict[str, str]:
+    """Each process would take all cores, and several at a time would wait for each other most of theirs."""
+    return {"OMP_NUM_THREADS": "4", **os.environ}
 
 
 def asked_on_a_cpu(weights: str, options: argparse.Namespace) -> Any:
@@ -238,7 +243,7 @@ def asked_on_a_cpu(weights: str, options: argparse.Namespace) -> Any:
     with options.rows.open(encoding="utf-8") as file:
         questions = [json.loads(line)["instruction"] for line in islice(file, options.answered)]
     words = [sys.executable, str(HERE / "answers_of.py"), json.dumps([base, weights, questions])]
-    done = subprocess.run(words, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
+    done = subprocess.run(words, env=with_few_threads() | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else in_short(done.stderr)
 
 

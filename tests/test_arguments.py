@@ -73,3 +73,11 @@ def test_a_recipe_is_not_written_into_by_a_trainer() -> None:
     given = training_arguments(recipe, "float32").accelerator_config.gradient_accumulation_kwargs
     given["num_steps"] = 1
     assert recipe.training["accelerator_config"] == {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+
+
+def test_workers_that_fill_pinned_memory_end_with_their_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept ones cost each run on a GPU ten seconds at its end: PyTorch waits for them before it tells them to end."""
+    monkeypatch.setattr(modeling, "uses_cpu", lambda recipe: False)
+    found = training_arguments(load_recipe("samsum", profiles=["smoke"]), "float32")
+    assert (found.dataloader_num_workers, found.dataloader_pin_memory) == (2, True)
+    assert found.dataloader_persistent_workers is False

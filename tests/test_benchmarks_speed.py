@@ -134,6 +134,15 @@ def test_no_more_workers_are_started_ahead_than_asked(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_no_shape_has_a_token_whose_embedding_is_all_zeros() -> None:
+    """Rows that began with one gave the 7B shape gradients that were no numbers."""
+    from transformers import LlamaForCausalLM
+
+    assert {shape.config().pad_token_id for shape in SHAPES.values()} == {None}
+    embedding = LlamaForCausalLM(SHAPES["tiny"].config()).get_input_embeddings().weight
+    assert bool((embedding != 0).any(dim=1).all())
+
+
 @pytest.mark.slow
 def test_a_worker_that_fails_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     tasks = [

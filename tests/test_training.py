@@ -289,6 +289,24 @@ def test_a_checkpoint_is_not_written_of_weights_that_are_no_numbers_even_where_n
         trained(tmp_path, *DIVERGING, "training.save_steps=2", "training.logging_steps=100")
 
 
+def test_after_one_step_it_is_not_the_learning_rate_that_is_blamed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recipe_kit.trainer import Trainer
+
+    step = Trainer.training_step
+
+    def broken(self: Any, model: Any, *arguments: Any, **options: Any) -> Any:
+        loss = step(self, model, *arguments, **options)
+        if self.rehearsal is not None:  # and not in the proof, which would notice
+            next(p for p in model.parameters() if p.requires_grad).grad.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(Trainer, "training_step", broken)
+    with pytest.raises(RunError, match="by step 1.*; after one step this is seldom the learning rate: look"):
+        trained(tmp_path)
+
+
 def test_a_loss_that_is_no_number_ends_nothing_while_the_weights_are_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

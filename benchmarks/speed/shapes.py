@@ -30,13 +30,18 @@ class Shape:
         return tables + self.num_hidden_layers * layer + self.hidden_size
 
     def config(self, **more: Any) -> Any:
-        """transformers' configuration of this shape."""
+        """transformers' configuration of this shape.
+
+        No token pads: its embedding would be made of zeros, and should rows begin with that token (the tiny tokenizer
+        numbers its first one 0), RMSNorm multiplies the gradient of that zero by a thousand, twice a layer. After 14
+        layers of the 7B shape it is no number any more, as it is for no real model.
+        """
         from transformers import LlamaConfig
 
         fields = {name: value for name, value in vars(self).items() if name != "rope_theta"}
         rope = {"rope_type": "default", "rope_theta": self.rope_theta}
         return LlamaConfig(
-            **fields, rope_parameters=rope, pad_token_id=0, bos_token_id=1, eos_token_id=2, use_cache=False, **more
+            **fields, rope_parameters=rope, pad_token_id=None, bos_token_id=1, eos_token_id=2, use_cache=False, **more
         )
 
 

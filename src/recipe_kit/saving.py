@@ -80,14 +80,19 @@ class SavingTrainer(HalvingTrainer):
         run = Path(self.args.output_dir).parent
         last = checkpoints.last_step(run)
         logged = "" if loss is None else f" (loss {loss:g})"
-        if last is None:
-            then = "no checkpoint was saved before; train again with"
+        remedy = "a lower training.learning_rate" + (", or model.dtype: bfloat16" if self.args.fp16 else "")
+        if last is not None:
+            then = f"the checkpoint of step {last} is from before, and --resume {run} goes on from it with {remedy}"
+        elif self.state.global_step > 1:
+            then = f"no checkpoint was saved before; train again with {remedy}"
         else:
-            then = f"the checkpoint of step {last} is from before, and --resume {run} goes on from it with"
-        in_half = ", or model.dtype: bfloat16" if self.args.fp16 else ""
+            then = (
+                "after one step this is seldom the learning rate: look for weights of model.id that are no numbers or "
+                f"rows of zeros, and try model.kernels: none, model.attention: sdpa, or {remedy}"
+            )
         raise RunError(
             f"training went wrong by step {self.state.global_step}{logged}: {name} holds values that are no numbers, "
-            f"which no later step mends; {then} a lower training.learning_rate{in_half}"
+            f"which no later step mends; {then}"
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
