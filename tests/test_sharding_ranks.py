@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,34 @@ def test_fsdp2_puts_4_bit_weights_together_as_they_were(tmp_path: Path, monkeypa
     assert largest_gap(before, after) == 0
     losses = [[line["loss"] for line in run_dir.read_lines(run / run_dir.LOG)] for run in (before, after)]
     assert losses[0] == losses[1] and len(losses[0]) == TRAINED_STEPS
+
+
+def test_adapters_of_4_bit_weights_compute_in_16_bits_under_fsdp2_as_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate has no autocast there: PEFT computed them in float32, and two H100s kept half as much again."""
+    compute = Trainer.compute_loss
+
+    def telling(self: Any, *arguments: Any, **options: Any) -> Any:
+        kept: Counter[str] = Counter()
+
+        def keep(value: torch.Tensor) -> torch.Tensor:
+            kept[str(value.dtype)] += value.nbytes
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            loss = compute(self, *arguments, **options)
+        if self.rehearsal is not None and self.state.global_step == 0 and os.environ.get("RANK", "0") == "0":
+            print("kept for the backward pass:", sorted(kept.items()), flush=True)
+        return loss
+
+    monkeypatch.setattr(Trainer, "compute_loss", telling)
+    changes = [*QLORA, "training.per_device_train_batch_size=2", "training.max_steps=1"]
+    for name in ("single_gpu", "fsdp2"):
+        train(tmp_path / name, name, *changes)
+    said = [(tmp_path / f"{name}.txt").read_text(encoding="utf-8") for name in ("single_gpu", "fsdp2")]
+    one, two = ([line for line in text.splitlines() if line.startswith("kept for")] for text in said)
+    assert len(one) == 1 and one == two
 
 
 def test_4_bit_weights_under_fsdp2_train_as_in_one_process(tmp_path: Path) -> None:

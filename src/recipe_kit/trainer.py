@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import MethodType
 from typing import Any
@@ -32,6 +33,7 @@ class Trainer(SavingTrainer):
 
     _flop_per_token: float | None = None
     saved_dtype: Callable[[str], torch.dtype]  # of a weight by its name
+    computing_dtype: torch.dtype | None = None  # where neither accelerate nor FSDP2 sees to it
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         return None
@@ -46,6 +48,12 @@ class Trainer(SavingTrainer):
         if self.args.should_save:
             self._save(output_dir, state_dict=weights)
         self.accelerator.wait_for_everyone()
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
+        if self.computing_dtype is None:
+            given: AbstractContextManager[Any] = super().autocast_smart_context_manager(cache_enabled)
+            return given
+        return torch.autocast(self.accelerator.device.type, self.computing_dtype, cache_enabled=cache_enabled)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         # Modules that are imported and the model stay. Left to Python, a step now and then would wait 0.4 s and more
@@ -106,6 +114,8 @@ def make_trainer(
         _adapters_in_float32(trainer.model, trainer.saved_dtype)
     if trainer.is_fsdp_enabled:
         _keep_precise(trainer, packed=recipe.method == "qlora")
+        if recipe.method == "qlora" and precision != "float32":
+            trainer.computing_dtype = getattr(torch, precision)
         _call_the_head(trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator.device)
     if choice.together:
         compute_together(trainer.model, checkpointing=bool(arguments.gradient_checkpointing))
@@ -187,8 +197,8 @@ def _call_the_head(model: Any, device: torch.device) -> None:
 def _keep_precise(trainer: Trainer, *, packed: bool) -> None:
     """Under FSDP2 gradients of several processes are added up in float32, and losses not rounded to 16 bits.
 
-    Nor are weights, where 4-bit ones are packed into numbers: those would not survive it. Layers compute in 16 bits
-    all the same, by autocast, as in one process.
+    Nor are weights, where 4-bit ones are packed into numbers: those would not survive it. Their layers compute in 16
+    bits all the same, by autocast, as in one process; accelerate has none under FSDP2.
     """
     plugin = trainer.accelerator.state.fsdp_plugin
     policy = plugin.mixed_precision_policy
