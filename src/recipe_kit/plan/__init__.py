@@ -6,34 +6,25 @@ user sees everything that is wrong at once.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipe_kit import data, launch, modeling, topology
 from recipe_kit.arguments import check_method, training_arguments
-from recipe_kit.errors import ModelError, RecipeKitError
-from recipe_kit.plan import access, disk, memory, rows, sizes, steps
-from recipe_kit.plan import time as timing
+from recipe_kit.errors import RecipeKitError
+from recipe_kit.plan import access, disk, evidence, memory, on_card, rows, sizes, steps
 from recipe_kit.plan.judge import problems as problems
-from recipe_kit.plan.shape import SCHEMA_VERSION, DiskPart, Plan, ProofsPart, QualityPart, RecipePart, Value
+from recipe_kit.plan.shape import SCHEMA_VERSION, DiskPart, Plan, RecipePart, Value
 from recipe_kit.plan.stages import Report, Stages, silent
 from recipe_kit.plan.text import lines as lines
 from recipe_kit.recipe import Origin, Recipe, Resolved, flatten, recipe_digest
 from recipe_kit.secrets import blotted
-from recipe_kit.speed.card import Card
-from recipe_kit.speed.choose import choose
-from recipe_kit.speed.memory import unsupported
-from recipe_kit.speed.throughput import Calibration
 
 if TYPE_CHECKING:
     import trl
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from recipe_kit.data import Split
-
-_WIRING_ROWS = 64  # rows that go through the trainer in miniature
-_NEAR_ROWS = 20_000  # rows of each split that are compared for near duplicates, the slowest part of a plan
 
 
 def build(
@@ -65,7 +56,7 @@ def build(
     gpus = launch.visible_gpus()
     shared = launch.resolve(config_name, given, gpus)
     processes = given or shared.processes or 1
-    precision = modeling.choose_precision(recipe, plan["notes"] if _trains_here(recipe) else [])
+    precision = modeling.choose_precision(recipe, plan["notes"] if on_card.trains_here(recipe) else [])
     arguments = stages.run("training section", lambda: training_arguments(recipe, precision))
     hub = access.check(recipe, report)
     plan["access"] = hub.findings
@@ -85,7 +76,8 @@ def build(
     chosen = None
     if splits is not None and config is not None and arguments is not None:
         chosen = stages.run(
-            "choice", lambda: _choose(recipe, config, target, arguments, splits, judged, shared, named=bool(card))
+            "choice",
+            lambda: on_card.choose_for(recipe, config, target, arguments, splits, judged, shared, named=bool(card)),
         )
         if chosen is not None:
             plan["notes"] += memory.notes(recipe, chosen)
@@ -101,13 +93,15 @@ def build(
     tried = None
     if calibrate and chosen is not None and config is not None and splits is not None:
         tried = stages.run(
-            "calibration", lambda: _calibrate(recipe, config, precision, chosen, tokenizer, splits, report)
+            "calibration", lambda: on_card.try_out(recipe, config, precision, chosen, tokenizer, splits, report)
         )
-    _memory_and_time(plan, recipe, stages, splits, config, target, chosen, judged, tried, price_per_hour)
+    on_card.memory_and_time(plan, recipe, stages, splits, config, target, chosen, judged, tried, price_per_hour)
     attention = chosen.choice.attention if chosen is not None else recipe.model.attention
-    plan["proofs"] = _proofs(recipe, stages, splits, tokenizer, arguments, config, sample, processes, attention)
+    plan["proofs"] = evidence.prove(recipe, stages, splits, tokenizer, arguments, config, sample, processes, attention)
     if quality:
-        plan["quality"] = stages.run("quality", lambda splits: _quality(splits, sample, report), {"rows": splits})
+        plan["quality"] = stages.run(
+            "quality", lambda splits: evidence.quality_of(splits, sample, report), {"rows": splits}
+        )
     _check_method(recipe, plan, stages)
     plan["notes"] += _notes(recipe, arguments, plan)
     if given is None and gpus == 0 and shared.strategy != "none":
@@ -212,147 +206,9 @@ def _disk(
     return disk.parts(runs_dir, run, disk.download_uses(recipe, weights.part["base"], model_files))
 
 
-def _choose(
-    recipe: Recipe,
-    config: PretrainedConfig,
-    precision: str,
-    arguments: trl.SFTConfig,
-    splits: dict[str, Split],
-    card: Card | None,
-    how: topology.Topology,
-    *,
-    named: bool,
-) -> memory.Settings:
-    """What the recipe leaves open, as training on this card would decide it."""
-    train, card = splits["train"], None if recipe.training.get("use_cpu") else card
-    share = train.counts.trained_tokens / max(train.counts.tokens, 1)
-    lengths = rows.row_lengths(train.rows)
-    choice = choose(recipe, config, precision, arguments, lengths, share, card, how=how, planned=named)
-    return memory.Settings(choice, training_arguments(recipe, precision, choice.training), how)
-
-
-def _memory_and_time(
-    plan: Plan,
-    recipe: Recipe,
-    stages: Stages,
-    splits: dict[str, Split] | None,
-    config: PretrainedConfig | None,
-    precision: str,
-    chosen: memory.Settings | None,
-    card: Card | None,
-    tried: Calibration | None,
-    price_per_hour: float | None,
-) -> None:
-    """Fill in what a GPU needs and how long it takes; and where that is not told, why."""
-    on_cpu = bool(recipe.training.get("use_cpu"))
-    batches, steps_part = plan["batches"], plan["steps"]
-    reason = "the recipe trains on a CPU" if on_cpu else unsupported(recipe, config) if config is not None else None
-    if splits is None or config is None or chosen is None or not batches or not steps_part:
-        reason = reason or stages.not_looked_at.get("rows", "rows, config or training section are missing")
-        stages.leave_out("memory", reason)
-        stages.leave_out("time", reason)
-        return
-    no_card = "no GPU here; name one with --card NAME, or its size with --card 15GB"
-    if reason or card is None:
-        stages.leave_out("memory", reason or no_card)
-    else:
-        counts, lengths = splits["train"].counts, rows.row_lengths(splits["train"].rows)
-        share = counts.trained_tokens / max(counts.tokens, 1)
-        plan["memory"] = stages.run(
-            "memory",
-            lambda: memory.part(recipe, config, precision, lengths, share, chosen, card),
-        )
-        if tried and plan["memory"]:
-            plan["memory"]["calibrated_peak_bytes"] = tried.peak_memory_bytes
-    if tried is None and (on_cpu or card is None):
-        stages.leave_out("time", "the recipe trains on a CPU" if on_cpu else no_card)
-        return
-    plan["time"] = stages.run(
-        "time",
-        lambda: timing.part(recipe, config, precision, chosen, batches, steps_part, card, tried, price_per_hour),
-    )
-    if plan["time"] is None:
-        stages.leave_out("time", f"the speed of {card.name if card else 'this machine'} is not known")
-
-
-def _calibrate(
-    recipe: Recipe,
-    config: PretrainedConfig,
-    precision: str,
-    chosen: memory.Settings,
-    tokenizer: PreTrainedTokenizerBase | None,
-    splits: dict[str, Split],
-    report: Report,
-) -> Calibration:
-    if not _trains_here(recipe):
-        raise ModelError(
-            "--calibrate: there is no GPU here to try it on; leave it out: --card NAME tells of a card from a table"
-        )
-    assert tokenizer is not None  # there are rows
-    report("trying a few steps with random weights")
-    return timing.calibrate(recipe, config, precision, chosen, tokenizer, splits["train"].rows)
-
-
-def _proofs(
-    recipe: Recipe,
-    stages: Stages,
-    splits: dict[str, Split] | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    arguments: trl.SFTConfig | None,
-    config: PretrainedConfig | None,
-    sample: int | None,
-    processes: int,
-    attention: str,
-) -> ProofsPart | None:
-    """Every proof's verdict: those about rows, then those about the trainer, on a model in miniature."""
-    if splits is None or tokenizer is None:
-        stages.leave_out("proofs", stages.not_looked_at.get("rows", "the rows could not be prepared"))
-        return None
-    from recipe_kit import proofs, wiring
-
-    stages.report("proving rows and trainer")
-    shown = splits if sample is None else {name: _evenly(split, sample) for name, split in splits.items()}
-    vocabulary = config.get_text_config().vocab_size if config is not None else None
-    verdicts = stages.run("proofs", lambda: proofs.check(recipe, shown, tokenizer, vocab_size=vocabulary)) or []
-    if sample is not None and not recipe.data.streaming:  # rows of the sample could overlap with rows outside it
-        overlap = proofs.no_overlap(splits)
-        verdicts = [overlap if verdict.name == overlap.name else verdict for verdict in verdicts]
-    train = splits["train"]
-    some = train.rows.select(proofs.spread(len(train.rows), _WIRING_ROWS))
-    wired = stages.run(
-        "trainer",
-        lambda a, c: wiring.check(a, some, tokenizer, c, attention=attention),
-        {"training section": arguments, "config": config},
-    )
-    agreed = wiring.processes_agree(train.content_sha256)
-    if processes > 1:
-        agreed = replace(agreed, ok=None, detail=f"looked at when the {processes} processes have started")
-    whole = proofs.with_fatality([*verdicts, *(wired or []), agreed], recipe)
-    found: list[Any] = [asdict(verdict) for verdict in whole]
-    return {"sample": sample, "verdicts": found}
-
-
-def _evenly(split: Split, count: int) -> Split:
-    """The split with `count` of its rows, evenly spread; its counts are still those of all rows."""
-    from recipe_kit.proofs import spread
-
-    kept = spread(len(split.rows), count)
-    rows, details = split.rows.select(kept), split.details.select(kept)
-    return replace(split, rows=rows, details=details, digests=split.digests[kept], source_of=split.source_of[kept])
-
-
-def _quality(splits: dict[str, Split], sample: int | None, report: Report) -> QualityPart:
-    from recipe_kit import quality
-
-    report("looking for duplicates, overlap and personal data")
-    examples = {name: split.examples for name, split in splits.items()}
-    found = quality.examine(examples, limit=sample or _NEAR_ROWS)
-    return {"lines": quality.lines(found), "report": found}
-
-
 def _check_method(recipe: Recipe, plan: Plan, stages: Stages) -> None:
     """Whether this machine can run the method: a problem where it would be run, a note where there is no GPU."""
-    if _trains_here(recipe):
+    if on_card.trains_here(recipe):
         stages.run("method", lambda: check_method(recipe))
         return
     try:
@@ -360,12 +216,6 @@ def _check_method(recipe: Recipe, plan: Plan, stages: Stages) -> None:
     except RecipeKitError as error:
         if not any(str(error) == earlier["message"] for earlier in stages.errors):
             plan["notes"].append(f"this machine has no GPU, and here training would stop: {error}")
-
-
-def _trains_here(recipe: Recipe) -> bool:
-    """Whether this machine is the kind that the recipe is for; a plan may be made on another."""
-    for_cpu = bool(recipe.training.get("use_cpu")) or recipe.launch.accelerate_config == "cpu"
-    return for_cpu or not modeling.uses_cpu(recipe)
 
 
 def _notes(recipe: Recipe, arguments: trl.SFTConfig | None, plan: Plan) -> list[str]:

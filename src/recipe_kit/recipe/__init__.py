@@ -1,5 +1,6 @@
 """What a recipe is, and how one is read, checked, compared and written down. Needs pydantic and PyYAML only."""
 
+from recipe_kit.recipe.data_section import DataSection, FormatterSpec, HeldOut, Source
 from recipe_kit.recipe.load import (
     ABSENT,
     Difference,
@@ -17,15 +18,11 @@ from recipe_kit.recipe.overlay import Origin
 from recipe_kit.recipe.reference import recipe_json_schema, recipe_reference
 from recipe_kit.recipe.schema import (
     CardSection,
-    DataSection,
     EvaluationSection,
-    FormatterSpec,
-    HeldOut,
     LaunchSection,
     ModelSection,
     PublishSection,
     Recipe,
-    Source,
 )
 
 __all__ = [

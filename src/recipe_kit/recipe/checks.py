@@ -10,9 +10,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from recipe_kit.errors import Problem
+from recipe_kit.recipe.data_section import HELD_OUT_KEYS, SOURCE_KEYS
 from recipe_kit.recipe.hints import expected_one_of, refused, unknown_key
 from recipe_kit.recipe.overlay import Layer, forget
-from recipe_kit.recipe.schema import AUTO_TRAINING, CLOSED, HELD_OUT_KEYS, PASSED_ON, SOURCE_KEYS, Recipe
+from recipe_kit.recipe.schema import AUTO_TRAINING, CLOSED, PASSED_ON, Recipe
 from recipe_kit.recipe.upstream import Option, options
 from recipe_kit.recipe.yaml_source import Keys, dotted
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from recipe_kit.recipe.schema import CLOSED, FILE_KEYS, PASSED_ON, HeldOut
+from recipe_kit.recipe.data_section import HeldOut
+from recipe_kit.recipe.schema import CLOSED, FILE_KEYS, PASSED_ON
 from recipe_kit.recipe.upstream import options
 from recipe_kit.suggest import nearest
 

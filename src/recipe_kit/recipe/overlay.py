@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recipe_kit.errors import Problem, RecipeError
-from recipe_kit.recipe.schema import FILE_KEYS, HELD_OUT_KEYS, SOURCE_KEYS
+from recipe_kit.recipe.data_section import HELD_OUT_KEYS, SOURCE_KEYS
+from recipe_kit.recipe.schema import FILE_KEYS
 from recipe_kit.recipe.yaml_source import Keys, dotted, read_value
 
 # Set for one model, they are wrong for another.

@@ -9,19 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PlainSerializer,
-    SerializerFunctionWrapHandler,
-    Tag,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    model_serializer,
-)
+from pydantic import BaseModel, BeforeValidator, Field, ValidatorFunctionWrapHandler, WrapValidator
+
+from recipe_kit.recipe.data_section import DataSection, FormatterSpec, Source
+from recipe_kit.recipe.section import Options, Section, named
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Method = Literal["full", "lora", "qlora"]
@@ -35,21 +26,12 @@ ProofName = Literal[
     "labels_reach_the_model", "packed_rows_isolated", "batch_size_does_not_matter", "processes_agree",
 ]  # fmt: skip
 
-SOURCE_KEYS = ("id", "path", "sample")
-HELD_OUT_KEYS = ("fraction", "rows")
 # Options of TRL for which the kit also takes `auto`: what fits the card is chosen.
 AUTO_TRAINING = ("per_device_train_batch_size", "gradient_checkpointing", "optim")
 PASSED_ON = {"lora": "LoraConfig", "quantization": "BitsAndBytesConfig", "training": "SFTConfig"}
 
-# `lora: null` in an overlay clears what was inherited.
-Options = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class ModelSection(_Section):
+class ModelSection(Section):
     """The model to start from, and how to load it."""
 
     id: str = Field(
@@ -84,152 +66,7 @@ class ModelSection(_Section):
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model. Read it first.")
 
 
-def _formatter_mapping(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-class FormatterSpec(_Section):
-    """The function that turns one row into a conversation."""
-
-    name: str = Field(
-        min_length=1, description="A registered name (see `recipe-kit formatters`) or `module:attribute`."
-    )
-    options: Options = Field(default_factory=dict, description="Keyword arguments for the formatter.")
-    columns: Annotated[dict[str, str], BeforeValidator(lambda value: {} if value is None else value)] = Field(
-        default_factory=dict, description="Which column of the data stands for each column the formatter reads."
-    )
-
-
-# A bare name is the short form of `{name: …}`.
-Formatter = Annotated[FormatterSpec, BeforeValidator(_formatter_mapping, json_schema_input_type=str | FormatterSpec)]
-
-
-class Source(_Section):
-    """Rows to read: exactly one of `id`, `path` and `sample` says where from."""
-
-    id: str | None = Field(None, description="Data set on the Hub, `org/name`.")
-    path: str | None = Field(
-        None, description="JSON, JSONL, CSV or Parquet file, or a folder of them; relative to the recipe's own folder."
-    )
-    sample: str | None = Field(None, description="Rows that ship with the kit, by name.")
-    config: str | None = Field(None, description="Configuration of a Hub data set, for those that have several.")
-    split: str = Field("train", description="Split to read.")
-    revision: str | None = Field(None, description="Commit, tag or branch of a Hub data set. Pin it.")
-    where: Options = Field(
-        default_factory=dict, description="Keep the rows whose columns equal these values, `{column: value}`."
-    )
-    limit: int | None = Field(None, gt=0, description="Read at most this many rows.")
-    weight: float | None = Field(
-        None,
-        gt=0,
-        description="How often each training row is seen in an epoch: 0.5 keeps half of the rows, chosen by content, "
-        "2 shows each twice; null is 1.",
-    )
-    formatter: Formatter | None = Field(None, description="Used for these rows instead of `data.formatter`.")
-
-    @model_serializer(mode="wrap")
-    def _only_the_chosen_place(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data: dict[str, Any] = handler(self)
-        return {key: value for key, value in data.items() if key not in SOURCE_KEYS or value is not None}
-
-
-class HeldOut(_Section):
-    """Rows taken out of the training data: exactly one of `fraction` and `rows`."""
-
-    fraction: float | None = Field(None, gt=0, lt=1, description="Share of the training rows.")
-    rows: int | None = Field(None, gt=0, description="Number of training rows.")
-
-    @model_serializer(mode="wrap")
-    def _only_the_chosen_measure(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data: dict[str, Any] = handler(self)
-        return {key: value for key, value in data.items() if value is not None}
-
-
-# Tags in angle brackets cannot be taken for keys of a recipe.
-HELD_OUT_TAG, SOURCE_TAG = "<held out>", "<source>"
-
-
-def _eval_kind(value: Any) -> str:
-    if isinstance(value, HeldOut):
-        return HELD_OUT_TAG
-    held_out = isinstance(value, dict) and any(key in value for key in HELD_OUT_KEYS)
-    return HELD_OUT_TAG if held_out and not any(key in value for key in SOURCE_KEYS) else SOURCE_TAG
-
-
-EvalRows = Annotated[
-    Annotated[HeldOut, Tag(HELD_OUT_TAG)] | Annotated[Source, Tag(SOURCE_TAG)], Discriminator(_eval_kind)
-]
-
-
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def _one_or_many(sources: tuple[Source, ...]) -> Any:
-    rows = [source.model_dump() for source in sources]
-    return rows[0] if len(rows) == 1 else rows
-
-
-# Always a tuple in Python; in YAML one source needs no list around it.
-Mixture = Annotated[
-    tuple[Source, ...],
-    Field(strict=False),
-    BeforeValidator(_as_list, json_schema_input_type=Source | list[Source]),
-    PlainSerializer(_one_or_many),
-]
-
-
-class DataSection(_Section):
-    """Rows to train and measure on, and how a row becomes tokens to learn."""
-
-    train: Mixture = Field(description="Rows to learn from: one source, or a list of them mixed together.")
-    eval: EvalRows | None = Field(
-        None,
-        description="Rows for the loss during training: a source, or a part held out of the training rows, "
-        "`{fraction: 0.05}` or `{rows: 100}`.",
-    )
-    test: Source | None = Field(None, description="Rows for the scores reported after training.")
-    formatter: Formatter = Field(
-        description="Turns one row into a conversation: a name, or `{name: …, options: {…}}`."
-    )
-    train_on: Literal["assistant", "last_assistant", "all"] = Field(
-        "assistant", description="Tokens to learn: every assistant turn, only the last one, or all tokens."
-    )
-    system: str | None = Field(None, description="System prompt put before conversations that have none.")
-    max_length: int = Field(1024, gt=0, description="Longest conversation in tokens; also the length of a packed row.")
-    too_long: Literal["drop", "truncate", "error"] = Field(
-        "drop", description="What happens to a longer one. Always counted."
-    )
-    bad_rows: Literal["error", "drop"] = Field(
-        "error", description="What happens to a row its formatter refuses. Always counted."
-    )
-    redact: list[Literal["email", "phone", "card"]] = Field(
-        default_factory=list,
-        description="Personal data replaced before training, such as `[email, phone]`: an address becomes `[email]`.",
-    )
-    role_order: Literal["keep", "merge"] = Field(
-        "keep",
-        description="Two turns of one role in a row: `keep` leaves them to the template, `merge` makes them one turn. "
-        "Merged rows are counted.",
-    )
-    streaming: bool = Field(
-        False,
-        description="Read, format and tokenise while training, for data larger than the disk; needs "
-        "`training.max_steps`.",
-    )
-    split_seed: int = Field(42, description="Seed that decides which rows are held out.")
-
-    def sources(self, split: str) -> tuple[Source, ...]:
-        """Where the rows of `train`, `eval` or `test` are read from; none for rows held out of the training rows."""
-        chosen = getattr(self, split)
-        return chosen if isinstance(chosen, tuple) else (chosen,) if isinstance(chosen, Source) else ()
-
-    def formatter_of(self, source: Source) -> FormatterSpec:
-        """The formatter for the rows of one source."""
-        return source.formatter or self.formatter
-
-
-class ProofsSection(_Section):
+class ProofsSection(Section):
     """What is proved about rows, tokens and trainer before the first step. A failed proof ends the run."""
 
     warn: list[ProofName] = Field(
@@ -241,7 +78,7 @@ class ProofsSection(_Section):
     )
 
 
-class MetricSpec(_Section):
+class MetricSpec(Section):
     """A measure of answers against references."""
 
     name: str = Field(
@@ -252,11 +89,10 @@ class MetricSpec(_Section):
     options: Options = Field(default_factory=dict, description="Keyword arguments for the metric.")
 
 
-# A bare name is the short form of `{name: …}`.
-Metric = Annotated[MetricSpec, BeforeValidator(_formatter_mapping, json_schema_input_type=str | MetricSpec)]
+Metric = Annotated[MetricSpec, BeforeValidator(named, json_schema_input_type=str | MetricSpec)]
 
 
-class JudgeSection(_Section):
+class JudgeSection(Section):
     """A language model that says which of two answers is better. Prompts and answers are sent to `url`."""
 
     url: str = Field(
@@ -277,7 +113,7 @@ class JudgeSection(_Section):
     price_per_million_output_tokens: float | None = Field(None, ge=0, description="For the cost that is shown.")
 
 
-class LmEvalSection(_Section):
+class LmEvalSection(Section):
     """Tasks of EleutherAI's lm-evaluation-harness, run on both models; needs the extra `lm-eval`."""
 
     tasks: list[str] = Field(min_length=1, description="Task names, or folders that hold task files.")
@@ -285,7 +121,7 @@ class LmEvalSection(_Section):
     num_fewshot: int | None = Field(None, ge=0, description="Worked examples before each question; null: the task's.")
 
 
-class EvaluationSection(_Section):
+class EvaluationSection(Section):
     """What is measured on held-out rows, for the base model and the tuned one."""
 
     after_training: bool = Field(True, description="Evaluate as soon as training ends.")
@@ -313,7 +149,7 @@ class EvaluationSection(_Section):
     lm_eval: LmEvalSection | None = Field(None, description="Tasks of lm-evaluation-harness; null runs none.")
 
 
-class LaunchSection(_Section):
+class LaunchSection(Section):
     """How the training processes are started. Holds no hyper-parameter."""
 
     accelerate_config: str | None = Field(
@@ -331,7 +167,7 @@ class LaunchSection(_Section):
     )
 
 
-class PublishSection(_Section):
+class PublishSection(Section):
     """What `recipe-kit push` and `recipe-kit train --push` publish on the Hub. Nothing is sent without either."""
 
     repo_id: str | None = Field(
@@ -357,7 +193,7 @@ def _language(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     raise ValueError("expected a language code such as en, or a list of them")
 
 
-class CardSection(_Section):
+class CardSection(Section):
     """Words for the model card that no measurement can supply."""
 
     license: str | None = Field(
@@ -384,7 +220,7 @@ class CardSection(_Section):
     samples: int = Field(3, ge=0, description="Answers shown on the card, fixed prompts first; 0 shows no row.")
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One experiment, resolved: no parent, no profile, every default filled in."""
 
     name: str = Field(
