@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -399,6 +400,39 @@ def test_ranks_whose_parent_was_killed_are_told_to_stop(script: Path, killed: st
                 (launcher,) = psutil.Process(process.pid).children()
                 (process if killed == "the command" else launcher).kill()
     assert {"rank 0 got SIGTERM", "rank 1 got SIGTERM"} < set(said)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for a signal when the parent dies")
+@pytest.mark.parametrize(
+    ("asked", "group", "status"), [(signal.SIGTERM, False, "SIGUSR1"), (signal.SIGINT, True, "SIGINT")]
+)
+def test_a_training_whose_plain_launcher_is_ended_stops_with_a_checkpoint(
+    tmp_path: Path, asked: signal.Signals, group: bool, status: str
+) -> None:
+    """accelerate's launcher of one process passes nothing on: the training went on unseen, or its group's too."""
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    words = ["-m", "recipe_kit", str(tmp_path / "tiny.yaml"), "--runs-dir", str(tmp_path), "--set"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]
+    with subprocess.Popen(
+        [*launcher, *words, "training.max_steps=20000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        until(lambda: any(len(run_dir.read_lines(log)) > 2 for log in tmp_path.glob(f"tiny/*/{run_dir.LOG}")))
+        (training,) = psutil.Process(process.pid).children()
+        (os.killpg if group else os.kill)(process.pid, asked)
+        assert training.wait(timeout=60) is None
+    run = next(tmp_path.glob(f"tiny/*/{run_dir.RUN}")).parent
+    info = run_dir.read(run)
+    assert info["status"] == "interrupted" and status in info["error"]
+    assert checkpoints.last_step(run)
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    give_up = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("code", [75, 130])

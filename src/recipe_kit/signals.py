@@ -29,6 +29,7 @@ GENTLE = getattr(signal, "SIGUSR1", None)  # a warning by schedulers; never ends
 PEER_ENDED = getattr(signal, "SIGUSR2", signal.SIGTERM)  # from our launcher: another process of the run has ended
 COMMAND = "RECIPE_KIT_COMMAND"  # the command a person typed, known to the ranks
 _PARENT = "RECIPE_KIT_PARENT"  # the id of the process that started this one, if it was a recipe-kit
+_LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # known to what accelerate and torchrun start
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 _LINGER_SECONDS = 30  # for a worker that loads batches, when a request is sent to all processes there are
 
@@ -291,17 +292,19 @@ def as_parent() -> dict[str, str]:
 
 
 def end_with_parent() -> None:
-    """Have the system send a SIGTERM when the parent dies, if that is a recipe-kit which started this process.
+    """Have the system ask this process to stop when its parent dies, if that is a recipe-kit or a launcher.
 
-    A parent that is killed can pass nothing on, and what it has started would train on unseen and hold its GPUs. On
-    Linux only.
+    A parent that is gone can pass nothing on, and what it has started would train on unseen and hold its GPUs. From a
+    recipe-kit it is a SIGTERM. A plain launcher may have died of a signal that this process got too, and a second
+    SIGTERM would end it at once, so there it is SIGUSR1. On Linux only.
     """
-    if sys.platform != "linux" or os.environ.get(_PARENT) != str(os.getppid()):
+    ours = os.environ.get(_PARENT) == str(os.getppid())
+    if sys.platform != "linux" or not (ours or any(name in os.environ for name in _LAUNCHED)):
         return
     import ctypes
 
     with suppress(AttributeError):  # a C library without it
-        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, int(signal.SIGTERM))
+        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, int(signal.SIGTERM if ours else signal.SIGUSR1))
 
 
 def say(text: str) -> None:
