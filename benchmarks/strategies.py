@@ -59,18 +59,12 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
 
     local_folder(options.model)  # made before several runs want it
     recipe = write_recipe(options, folder)
-    result: Result = {
-        "recorded": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": {"platform": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()},
-        **{key: getattr(options, key) for key in ("model", "processes", "steps", "jobs", "stop_after")},
-        "rows_a_step": ROWS_A_STEP,
-        "changes": options.set,
-        "runs": [],
-    }
+    result = begun(options)
     if not options.cpu_smoke:  # rows are prepared once, and not by several runs at a time
         subprocess.run([sys.executable, "-c", COMMAND, "plan", str(recipe), "--no-quality"], env=environment(0),
                        capture_output=True, check=False)  # fmt: skip
-    jobs, known = list(enumerate(wanted(options))), all_pairs()
+    there = {(run["method"], run["strategy"]) for run in result["runs"]}
+    jobs, known = list(enumerate(pair for pair in wanted(options) if pair not in there)), all_pairs()
     with ThreadPoolExecutor(options.jobs) as pool:
         started = [pool.submit(run_one, recipe, *pair, number, folder, options) for number, pair in jobs]
         for told in (run.result() for run in as_completed(started)):
@@ -83,6 +77,27 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
             print(f"{told['method']} {told['strategy']}: {told.get('failed') or told['losses'][-1]}", file=sys.stderr)
             write(result, options.out)
     return result
+
+
+def begun(options: argparse.Namespace) -> Result:
+    """A result without runs, or with `--go-on` the one that `--out` holds, without those that failed."""
+    result: Result = {
+        "recorded": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": {"platform": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()},
+        **{key: getattr(options, key) for key in ("model", "processes", "steps", "jobs", "stop_after")},
+        "rows_a_step": ROWS_A_STEP,
+        "changes": options.set,
+        "runs": [],
+    }
+    if not (options.go_on and options.out.is_file()):
+        return result
+    before: Result = json.loads(options.out.read_text(encoding="utf-8"))
+    for key in ("model", "processes", "steps", "stop_after", "rows_a_step", "changes"):
+        if before[key] != result[key]:
+            raise SystemExit(f"--go-on: {options.out} was made with {key} {before[key]!r}, not {result[key]!r}")
+    dates = dict.fromkeys([*before["recorded"].split(", "), result["recorded"]])
+    ran = [run for run in before["runs"] if "failed" not in run]
+    return before | {"recorded": ", ".join(dates), "jobs": max(before["jobs"], result["jobs"]), "runs": ran}
 
 
 def wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
@@ -332,6 +347,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=300, help="seconds after which a run is ended")
     parser.add_argument("--tmp", type=Path, help="where runs are kept; memory is fastest")
     parser.add_argument("--out", type=Path, help="the result, as JSON")
+    parser.add_argument("--go-on", action="store_true", help="keep the runs that --out holds, and make the others")
     parser.add_argument("--table", type=Path, help="print the tables of this result and measure nothing")
     parser.add_argument("--cpu-smoke", action="store_true", help="a tiny model on a CPU, DDP alone")
     options = parser.parse_args(arguments)
@@ -340,6 +356,8 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         options.rows = options.rows or HERE.parent / "src" / "recipe_kit" / "samples" / "support.train.jsonl"
     if options.rows is None and options.table is None:
         parser.error("--rows: give a file of rows with `instruction` and `response`, one as JSON in each line")
+    if options.go_on and options.out is None:
+        parser.error("--go-on: name the result to go on with by --out")
     if ROWS_A_STEP % options.processes:
         parser.error(f"--processes: expected a number that divides {ROWS_A_STEP}, got {options.processes}")
     known = ["-".join(pair) for pair in all_pairs()]

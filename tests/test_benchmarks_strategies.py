@@ -95,6 +95,7 @@ def test_all_runs_of_a_method_have_the_same_rows_a_step(tmp_path: Path) -> None:
         ([], "--rows: give a file of rows"),
         (["--rows", "a.jsonl", "--processes", "3"], "--processes: expected a number that divides 16, got 3"),
         (["--rows", "a.jsonl", "--only", "lora-zero4"], "got lora-zero4"),
+        (["--rows", "a.jsonl", "--go-on"], "--go-on: name the result to go on with by --out"),
         (["--rows", "a.jsonl", "--stopped", "lora"], "--stopped: expected some of lora-one, lora-ddp"),
     ],
 )
@@ -102,6 +103,18 @@ def test_what_cannot_be_compared_is_refused(words: list[str], said: str, capsys:
     with pytest.raises(SystemExit):
         strategies.read_options(words)
     assert said in capsys.readouterr().err
+
+
+def test_a_sitting_that_was_cut_off_is_gone_on_with(tmp_path: Path) -> None:
+    words = ["--rows", "rows.jsonl", "--model", "smol", "--steps", "2", "--go-on", "--out", str(tmp_path / "a.json")]
+    options = strategies.read_options([*words, "--stop-after", "1"])
+    assert strategies.begun(options)["runs"] == []
+    strategies.write(RESULT | {"processes": 2, "changes": []}, tmp_path / "a.json")
+    found = strategies.begun(options)
+    assert found["runs"] == RESULT["runs"][:4]  # the one that failed is run again
+    assert found["recorded"].startswith("2026-01-02, 20") and found["versions"] == RESULT["versions"]
+    with pytest.raises(SystemExit, match=r"a\.json was made with stop_after 1, not 0"):
+        strategies.begun(strategies.read_options(words))
 
 
 def test_a_result_can_be_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
