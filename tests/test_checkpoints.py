@@ -389,13 +389,22 @@ def test_every_kind_of_weights_passes_the_rehearsal(tmp_path: Path, changes: lis
 
 
 @pytest.mark.slow
-def test_the_best_checkpoint_is_kept_where_the_trainer_says_it_is_and_loaded_at_the_end(tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_kept_where_the_trainer_says_it_is_and_loaded_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors.torch import load_file
 
+    from recipe_kit.trainer import Trainer
+
+    evaluate = Trainer.evaluate
+
+    def worse_and_worse(self: Any, *arguments: Any, **options: Any) -> dict[str, float]:
+        return {**evaluate(self, *arguments, **options), "eval_loss": float(self.state.global_step)}
+
+    monkeypatch.setattr(Trainer, "evaluate", worse_and_worse)
     run = trained(
         tmp_path, "training.eval_strategy=steps", "training.eval_steps=2", "training.load_best_model_at_end=true",
-        "training.max_steps=8", "training.learning_rate=1e6", "training.save_total_limit=1", "training.optim=sgd",
-        "training.max_grad_norm=0",
+        "training.max_steps=8", "training.save_total_limit=1",
     )  # fmt: skip
     best = run / "checkpoints" / "checkpoint-2"
     assert names(run) == ["checkpoint-2", "checkpoint-8"]
@@ -403,3 +412,5 @@ def test_the_best_checkpoint_is_kept_where_the_trainer_says_it_is_and_loaded_at_
     assert state["best_model_checkpoint"] == str(best) and state["best_global_step"] == 2
     saved, expected = (load_file(path / "adapter_model.safetensors") for path in (run / "adapter", best))
     assert all((saved[name] == expected[name]).all() for name in expected)
+    last = load_file(run / "checkpoints" / "checkpoint-8" / "adapter_model.safetensors")
+    assert not all((saved[name] == last[name]).all() for name in last)

@@ -14,7 +14,7 @@ from llama_shapes import LLAMA_2_7B, LLAMA_32_1B, LLAMA_32_3B
 from recipe_kit import cli, topology
 from recipe_kit import plan as planning
 from recipe_kit.errors import RecipeError
-from recipe_kit.plan import judge, memory, text
+from recipe_kit.plan import judge, memory, on_card, text
 from recipe_kit.plan.shape import Plan
 from recipe_kit.recipe import load_recipe, resolve
 from recipe_kit.speed import throughput
@@ -137,7 +137,7 @@ def test_a_plan_chooses_what_each_process_will(
         asked.append((arguments, options, choose(*arguments, **options)))
         return asked[-1][-1]
 
-    monkeypatch.setattr(planning, "choose", noted)
+    monkeypatch.setattr(on_card, "choose", noted)
     changes = ["model.dtype=float32", "training.bf16=true", "training.optim=auto"]
     plan = planned(
         "llama32_1b_full", models["7b"], "support", *changes, accelerate_config=name, processes=2, card="h100"
