@@ -70,7 +70,9 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         for told in (run.result() for run in as_completed(started)):
             for key in ("versions", "card"):
                 place = result if key == "versions" else result["machine"]
-                place[key] = told.pop(key, None) or place.get(key)
+                found = told.pop(key, None)
+                if found and place.setdefault(key, found) != found:
+                    told[key] = found  # of another sitting
             result["runs"] = sorted(
                 [*result["runs"], told], key=lambda run: known.index((run["method"], run["strategy"]))
             )

@@ -76,7 +76,7 @@ def test_a_recipe_is_not_written_into_by_a_trainer() -> None:
 
 
 def test_workers_that_fill_pinned_memory_end_with_their_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kept ones cost each run on a GPU ten seconds at its end: PyTorch waits for them before it tells them to end."""
+    """Kept ones cost each run on a GPU ten seconds at its end: PyTorch 2.11 waits before it tells them to end."""
     monkeypatch.setattr(modeling, "uses_cpu", lambda recipe: False)
     found = training_arguments(load_recipe("samsum", profiles=["smoke"]), "float32")
     assert (found.dataloader_num_workers, found.dataloader_pin_memory) == (2, True)

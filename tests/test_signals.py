@@ -410,7 +410,10 @@ def test_ranks_whose_parent_was_killed_are_told_to_stop(script: Path, killed: st
 def test_a_training_whose_plain_launcher_is_ended_stops_with_a_checkpoint(
     tmp_path: Path, asked: signal.Signals, group: bool, status: str
 ) -> None:
-    """accelerate's launcher of one process passes nothing on: the training went on unseen, or its group's too."""
+    """accelerate's launcher of one process passes nothing on, and the training went on unseen.
+
+    Ctrl-C goes to the whole group: what the launcher's end adds to it is not a second request.
+    """
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     words = ["-m", "recipe_kit", str(tmp_path / "tiny.yaml"), "--runs-dir", str(tmp_path), "--set"]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]

@@ -34,7 +34,7 @@ class Shape:
 
         No token pads: its embedding would be made of zeros, and should rows begin with that token (the tiny tokenizer
         numbers its first one 0), RMSNorm multiplies the gradient of that zero by a thousand, twice a layer. After 14
-        layers of the 7B shape it is no number any more, as it is for no real model.
+        layers of the 7B shape it is no number any more.
         """
         from transformers import LlamaConfig
 

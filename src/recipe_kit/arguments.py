@@ -16,8 +16,8 @@ from recipe_kit.gathering import split_models
 from recipe_kit.recipe import Recipe
 from recipe_kit.topology import here
 
-# Workers end with their epoch. Kept ones that fill pinned memory are waited for at the end of the process, five
-# seconds each, and only then told to end (PyTorch 2.11 and 2.13).
+# Workers end with their epoch. At the end of the process PyTorch 2.11 waits for kept ones that fill pinned memory,
+# five seconds each, before it tells them to end; 2.13 tells them first.
 _LOADER: dict[str, Any] = {
     "dataloader_num_workers": 2,
     "dataloader_prefetch_factor": 2,

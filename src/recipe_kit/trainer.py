@@ -33,7 +33,7 @@ class Trainer(SavingTrainer):
 
     _flop_per_token: float | None = None
     saved_dtype: Callable[[str], torch.dtype]  # of a weight by its name
-    computing_dtype: torch.dtype | None = None  # where neither accelerate nor FSDP2 sees to it
+    needs_autocast = False  # where neither accelerate nor FSDP2 sees to it
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         return None
@@ -50,10 +50,12 @@ class Trainer(SavingTrainer):
         self.accelerator.wait_for_everyone()
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
-        if self.computing_dtype is None:
-            given: AbstractContextManager[Any] = super().autocast_smart_context_manager(cache_enabled)
-            return given
-        return torch.autocast(self.accelerator.device.type, self.computing_dtype, cache_enabled=cache_enabled)
+        found: AbstractContextManager[Any]
+        if self.needs_autocast:
+            found = self.accelerator.autocast()
+        else:
+            found = super().autocast_smart_context_manager(cache_enabled)
+        return found
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         # Modules that are imported and the model stay. Left to Python, a step now and then would wait 0.4 s and more
@@ -113,9 +115,8 @@ def make_trainer(
     if adapter is not None and not trainer.is_deepspeed_enabled:  # it trains in 16 bits, and updates copies in float32
         _adapters_in_float32(trainer.model, trainer.saved_dtype)
     if trainer.is_fsdp_enabled:
+        trainer.needs_autocast = recipe.method == "qlora"
         _keep_precise(trainer, packed=recipe.method == "qlora")
-        if recipe.method == "qlora" and precision != "float32":
-            trainer.computing_dtype = getattr(torch, precision)
         _call_the_head(trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator.device)
     if choice.together:
         compute_together(trainer.model, checkpointing=bool(arguments.gradient_checkpointing))

@@ -68,6 +68,7 @@ def _evenly(split: Split, count: int) -> Split:
 
 
 def quality_of(splits: dict[str, Split], sample: int | None, report: Report) -> QualityPart:
+    """What stands out in the rows of all splits; near duplicates among `sample` rows of each at most."""
     from recipe_kit import quality
 
     report("looking for duplicates, overlap and personal data")

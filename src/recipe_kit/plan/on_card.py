@@ -102,6 +102,7 @@ def try_out(
     splits: dict[str, Split],
     report: Report,
 ) -> Calibration:
+    """A few steps on this machine, with random weights. Raises ModelError where it is not what the recipe is for."""
     if not trains_here(recipe):
         raise ModelError(
             "--calibrate: there is no GPU here to try it on; leave it out: --card NAME tells of a card from a table"
