@@ -36,7 +36,10 @@ HERE = Path(__file__).resolve().parent
 COMMAND = "from recipe_kit.cli import main; main()"
 ROWS_A_STEP = 16
 FIRST_PORT = 29600
-CONFIGS = {"one": "single_gpu", "ddp": "multi_gpu", "fsdp2": "fsdp2", "zero2": "zero2", "zero3": "zero3"}
+CONFIGS = {
+    "one": "single_gpu", "ddp": "multi_gpu", "fsdp2": "fsdp2", "zero2": "zero2", "zero3": "zero3",
+    "fsdp2_offload": "fsdp2_offload", "zero3_offload": "zero3_offload",
+}  # fmt: skip
 METHODS: dict[str, list[str]] = {
     "lora": ["method=lora", "training.learning_rate=2.0e-4"],
     "qlora": ["method=qlora", "training.learning_rate=2.0e-4"],

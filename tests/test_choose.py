@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import transformers
 import trl
 from trl import SFTConfig
@@ -96,30 +95,6 @@ def test_attention_is_chosen_by_card_and_model(
     found = choose_attention(recipe_of(tmp_path), config, CARDS[card] if card else None, notes, planned=True)
     assert found == attention
     assert notes == ([note] if note else [])
-
-
-@pytest.mark.parametrize(
-    ("installed", "card", "attention"),
-    [
-        ([2, 3], "h100", "flash_attention_3"),
-        ([2, 3], "a100-80gb", "flash_attention_2"),  # FlashAttention-3 is for Hopper
-        ([2], "rtx-4090", "flash_attention_2"),
-        ([], "h100", "torch_varlen"),
-        ([2], "t4", "auto"),
-    ],
-)
-def test_flash_attention_is_taken_where_it_is_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: list[int], card: str, attention: str
-) -> None:
-    from transformers.utils import import_utils
-
-    for version in (2, 3, 4):
-        found = version in installed
-        monkeypatch.setattr(import_utils, f"is_flash_attn_{version}_available", lambda found=found: found)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: CARDS[card].capability)
-    assert choose_attention(recipe_of(tmp_path), SMALL, CARDS[card], []) == attention
-    planned = choose_attention(recipe_of(tmp_path), SMALL, CARDS[card], [], planned=True)
-    assert planned == ("auto" if card == "t4" else "torch_varlen")  # of another machine nothing is known
 
 
 def test_a_run_in_32_bits_does_not_ask_for_a_kernel_of_16(tmp_path: Path) -> None:

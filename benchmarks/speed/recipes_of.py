@@ -28,6 +28,7 @@ def recipe_of(
     checkpointing: bool | Auto | None = None,
     optim: str = "adamw_torch_fused",
     dtype: str | None = None,
+    attention: str = "auto",
     steps: int = 1,
     device: str = "cuda",
     folder: str | Path = ".",
@@ -63,7 +64,7 @@ def recipe_of(
     }
     fields: dict[str, Any] = {
         "name": work.name.replace(".", "_"),
-        "model": {"id": str(folder), "dtype": dtype},
+        "model": {"id": str(folder), "dtype": dtype, "attention": attention},
         "method": work.method,
         "data": {"train": {"path": str(folder)}, "formatter": "chat", "max_length": work.longest_row},
         "training": values | training,

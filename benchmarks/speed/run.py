@@ -129,8 +129,9 @@ class Session:
             "folder": str(self.folder / "out"),
             "models": str(self.folder / "models"),
         }
-        path = self.options.path.get(configuration.partition("-")[0], os.environ.get("PYTHONPATH", ""))
-        if configuration == "kit":
+        own, program = self.options.path, configuration.partition("-")[0]
+        path = own.get(configuration) or own.get(program) or os.environ.get("PYTHONPATH", "")
+        if program == "kit":
             path = f"{SOURCES}{os.pathsep}{path}"
         command = [sys.executable, str(HERE / works.PROGRAMS[configuration]), json.dumps(job)]
         return driver.Task(f"{name}: {configuration}", command, {"PYTHONPATH": path})

@@ -130,7 +130,7 @@ def _failed_later(configuration: dict[str, Any]) -> str:
 
 def _batch(settings: dict[str, Any]) -> str:
     """The settings a person would want to know of, in brackets."""
-    if not settings:
+    if "per_device_train_batch_size" not in settings:
         return ""
     batch = settings["per_device_train_batch_size"]
     what = ("block" if settings.get("packing") else "row") + ("s" if batch > 1 else "")

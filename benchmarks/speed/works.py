@@ -114,6 +114,7 @@ WORKS = (
 
 PROGRAMS = {
     "kit": "kit.py",
+    "kit-flash4": "kit.py",
     "trl": "plain_trl.py",
     "trl-packed": "plain_trl.py",
     "trl-best": "plain_trl.py",
@@ -122,6 +123,7 @@ PROGRAMS = {
 }
 TITLES_OF_CONFIGURATIONS = {
     "kit": "recipe-kit, `auto`",
+    "kit-flash4": "recipe-kit, FlashAttention-4",
     "trl": "TRL, defaults",
     "trl-packed": "TRL, `packing=True`",
     "trl-best": "TRL, best without extras",
@@ -162,6 +164,8 @@ def candidates(configuration: str, work: Work) -> list[Settings]:
         packed = [_packed(work, 1, checkpointing=work.checkpointing)]  # a mask of more rows only costs more
         padded = [_padded(work, batch, checkpointing=work.checkpointing, grouped=True) for batch in (16, 72)]
         return _different(packed + padded)
+    if configuration == "kit-flash4":
+        return [{"attention": "flash_attention_4"}]
     if configuration in ("unsloth", "unsloth-xformers"):
         saving = "unsloth" if work.checkpointing else False
         # With PyTorch's attention a batch is one row with a mask of all its tokens by all: small ones are faster.

@@ -72,7 +72,7 @@ def _device() -> list[Finding]:
 
 def _attention() -> Finding:
     """How packed rows are kept apart on this card, whatever the model."""
-    from recipe_kit.speed.kernels import FLASH, installed_flash
+    from recipe_kit.attention import FLASH, installed_flash
     from recipe_kit.varlen import NAME, no_kernel
 
     reason = no_kernel("cuda")
@@ -80,8 +80,10 @@ def _attention() -> Finding:
         return Finding("packed rows", "note", f"attention needs a mask between them, and batches are padded: {reason}")
     import torch
 
-    name = installed_flash(torch.cuda.get_device_capability())
-    return Finding("packed rows", "ok", f"kept apart by {FLASH[name]}" if name else f"kept apart by {NAME}")
+    notes: list[str] = []
+    name = installed_flash(torch.cuda.get_device_capability(), notes)
+    told = "; ".join([f"kept apart by {FLASH[name] if name else NAME}", *notes])
+    return Finding("packed rows", "note" if notes else "ok", told)
 
 
 def _four_bit() -> list[Finding]:

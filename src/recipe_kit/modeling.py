@@ -29,6 +29,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 import recipe_kit.varlen  # noqa: F401, registers its attention with transformers
+from recipe_kit.attention import unusable
 from recipe_kit.errors import ModelError
 from recipe_kit.local_models import local_folder
 from recipe_kit.recipe import ModelSection, Recipe
@@ -127,6 +128,11 @@ def uses_cpu(recipe: Recipe) -> bool:
     return bool(recipe.training.get("use_cpu")) or not torch.cuda.is_available()
 
 
+def capability(recipe: Recipe) -> tuple[int, int] | None:
+    """CUDA's number for the generation of this process's GPU, such as (9, 0) for Hopper; None on a CPU."""
+    return None if uses_cpu(recipe) else torch.cuda.get_device_capability()
+
+
 def load_model(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
@@ -137,14 +143,16 @@ def load_model(
 ) -> PreTrainedModel:
     """The base model on this process's device: in 4 bits for QLoRA, else in the precision that `model_dtype` gives.
 
-    `attention` takes the place of the recipe's; `auto` leaves it to transformers. Raises ModelError, also when the
+    `attention` takes the place of the recipe's; `auto` leaves it to transformers. Without it the recipe's is used
+    where it can be had: weights may be asked elsewhere than they were trained. Raises ModelError, also when the
     tokenizer has more tokens than the model has embeddings.
     """
     quantize = recipe.method == "qlora" if quantize is None else quantize
     if quantize:
         check_quantization(recipe)
     options: dict[str, Any] = {"dtype": model_dtype(recipe, precision)}
-    attention = attention or recipe.model.attention
+    if attention is None:
+        attention = "auto" if unusable(recipe.model.attention, capability(recipe)) else recipe.model.attention
     if attention != "auto":
         options["attn_implementation"] = attention
     if recipe.model.kernels == "hub" and not uses_cpu(recipe):
@@ -330,6 +338,8 @@ def _from_pretrained(factory: Any, model: ModelSection, **options: Any) -> Any:
         raise
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        if isinstance(error, ImportError):
+            raise ModelError(f"model.id: cannot load {model.id}, a package is missing or broken ({first})") from error
         if folder is not None or Path(where).is_dir():
             raise ModelError(
                 f"model.id: cannot load {model.id} ({first}); its folder is damaged or incomplete"

@@ -27,7 +27,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PreTrainedTokenizerBase
 
-from recipe_kit import data, evaluation, modeling, proofs, provenance, run_dir, topology, wiring
+from recipe_kit import attention, data, evaluation, modeling, proofs, provenance, run_dir, topology, wiring
 from recipe_kit import resume as resuming
 from recipe_kit.arguments import check_method, training_arguments
 from recipe_kit.data.lengths import row_lengths
@@ -77,6 +77,7 @@ def train(
     precision = modeling.choose_precision(recipe, notes)
     on_gpus = None if not modeling.uses_cpu(recipe) else 0
     topology.check(recipe, topology.here(), gpus=on_gpus, precision=precision)
+    attention.check(recipe, modeling.capability(recipe))
     arguments = training_arguments(recipe, precision)
     check_method(recipe)
     evaluation.check(recipe)

@@ -19,6 +19,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipe_kit import modeling, provenance, signals
+from recipe_kit.attention import FLASH
 from recipe_kit.errors import RecipeKitError, RunError
 from recipe_kit.evaluation import baseline, generation, lm_tasks, perplexity
 from recipe_kit.evaluation.questions import Question
@@ -223,13 +224,21 @@ def _models(work: Work, tuned: PreTrainedModel, *, base_is_known: bool) -> Itera
 
 @contextmanager
 def inference(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout off, cache on, weights used in the precision they are computed in."""
+    """Dropout off, cache on, weights used in the precision they are computed in.
+
+    FlashAttention computes in 16 bits. Where weights that were trained with it are float32, and have no autocast any
+    more, PyTorch's own takes over, and stays: nothing is trained afterwards.
+    """
     config = model.config.get_text_config()
     was_training, had_cache = model.training, config.use_cache
     model.eval()
     config.use_cache = True
+    autocast = _autocast(model)
+    in_float32 = isinstance(autocast, nullcontext) and model.dtype == torch.float32
+    if in_float32 and model.config._attn_implementation in FLASH:
+        model.set_attn_implementation("sdpa")
     try:
-        with _autocast(model):
+        with autocast:
             yield
     finally:
         model.train(was_training)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
-from recipe_kit import varlen
+from recipe_kit import attention, varlen
 from recipe_kit.errors import RecipeError
 from recipe_kit.recipe import Recipe
 from recipe_kit.speed import layers
 from recipe_kit.speed.card import Card
 
-FLASH = {"flash_attention_4": "FlashAttention-4", "flash_attention_3": "FlashAttention-3",
-         "flash_attention_2": "FlashAttention-2"}  # fmt: skip
-KEEP_APART = (varlen.NAME, *FLASH, "flex_attention")  # attention that does no work between packed rows
+KEEP_APART = (varlen.NAME, *attention.FLASH, "flex_attention")  # attention that does no work between packed rows
 
 
 def choose_attention(
@@ -26,11 +24,14 @@ def choose_attention(
 ) -> str:
     """The implementation by its name; `auto` where the choice is transformers'. `half`: computed in 16 bits.
 
-    Raises RecipeError where `torch_varlen` is asked for and would compute something else than the model.
+    Raises RecipeError where `torch_varlen` is asked for and would compute something else than the model, and for
+    what `attention.check` refuses on this card.
     """
     wanted = str(recipe.model.attention)
     if wanted == varlen.NAME and (wrong := varlen.not_by_interface(config)):
         raise RecipeError(f"model.attention: {varlen.NAME} cannot be used, {wrong}; set it to auto")
+    if card is not None and not planned:
+        attention.check(recipe, card.capability)
     if wanted != "auto" or card is None:
         return wanted
     reason = varlen.unsupported(config)
@@ -41,19 +42,7 @@ def choose_attention(
     if reason is not None:
         notes.append(f"attention is left to transformers: {reason}")
         return "auto"
-    return (None if planned else installed_flash(card.capability)) or varlen.NAME
-
-
-def installed_flash(capability: tuple[int, int]) -> str | None:
-    """The newest FlashAttention that is installed and made for cards of this capability, by transformers' name."""
-    from transformers.utils import import_utils
-
-    for name in FLASH:
-        installed = getattr(import_utils, f"is_flash_attn_{name[-1]}_available", None)
-        made_for = (9, 0) if name[-1] in "34" else (8, 0)
-        if installed is not None and installed() and capability >= made_for:
-            return name
-    return None
+    return (None if planned else attention.installed_flash(card.capability, notes)) or varlen.NAME
 
 
 def choose_kernels(

@@ -12,7 +12,7 @@ What a GPU computes with, activations and logits, is that of its own micro-batch
 Sources: ZeRO (Rajbhandari et al., 2020, arXiv:1910.02054, section 3 and figure 1) for what is divided; `fully_shard`
 of torch 2.13 and `fsdp2_prepare_model` of accelerate 1.15 for units, their types and when they are gathered;
 `runtime/zero/stage_1_and_2.py`, `stage3.py` and `config.py` of DeepSpeed 0.19.8 for buffers and their sizes.
-Read, and held against eleven runs on two GPUs (benchmarks/README.md): `ERROR` is an allowance for what those are not.
+Read, and held against nineteen runs on two GPUs (benchmarks/README.md); `ERROR` allows for what those are not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from recipe_kit.speed.units import PACKED, Model, Unit, look
 
 STRATEGIES = ("none", "ddp", "fsdp2", "zero2", "zero3")
 SHARDED = ("fsdp2", "zero2", "zero3")
-ERROR = 0.25  # relative; an allowance: eleven runs on two H100s had 2.4 % more at most
+ERROR = 0.25  # relative; an allowance: nineteen runs on two H100s had 2.4 % more at most
 
 _FLOAT32 = 4  # bytes of a value: of DeepSpeed's copies of what it trains in 16 bits, and of all sums of gradients
 REDUCE_VALUES = 50_000_000  # of a bucket of gradients on their way (stage 2), in the configuration that ships
