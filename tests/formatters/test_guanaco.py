@@ -101,6 +101,13 @@ def test_headings_that_look_like_markers_stay_in_the_answer(answer):
     assert turns(f"### Human: a### Assistant: b\n{answer}") == [user("a"), assistant(f"b\n{answer}")]
 
 
+@pytest.mark.parametrize("question", ["Is it C#", "Write hello world in F#", "Which key has A#"])
+def test_a_word_that_ends_in_a_hash_does_not_hide_the_marker_behind_it(question):
+    """It made four hashes of three, and the row was left out as one without an answer."""
+    text = f"### Human: {question}### Assistant: Yes### Human: And {question}### Assistant: No"
+    assert turns(text) == [user(question), assistant("Yes"), user(f"And {question}"), assistant("No")]
+
+
 def test_a_marker_quoted_inside_an_answer_cannot_be_told_from_a_turn():
     text = "### Human: What marks a turn?### Assistant: The words ### Human: do.### Human: Ok### Assistant: Bye"
     with pytest.raises(FormatError, match="two user turns in a row"):

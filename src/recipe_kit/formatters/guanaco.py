@@ -17,8 +17,8 @@ from recipe_kit.formatters._example import (
     user,
 )
 
-# Four hashes are a heading of somebody's answer, not a marker.
-_HASH_MARKER = re.compile(r"(?<!#)### (Human|Assistant):")
+# Four hashes are a heading of somebody's answer, not a marker; but one of them may end a word, as in C#.
+_HASH_MARKER = re.compile(r"(?:(?<!#)|(?<=[^\s#]#))### (Human|Assistant):")
 # [INST] opens a turn at the start and after </s> or <s> only, so that a question may speak of [INST].
 _INST_MARKER = re.compile(r"(?:\A|</s>\s*(?:<s>\s*)?|<s>\s*)\[INST\]")
 _SYSTEM_BLOCK = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
