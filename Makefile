@@ -28,7 +28,7 @@ quickstart: $(READY)
 	$(BIN)/recipe-kit train quickstart
 
 check: lint types
-	$(BIN)/python -m pytest -q -m "not slow" -n 2
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -171,6 +171,7 @@ def chats_for(name):
     return [{"messages": messages} for messages in chats]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train_on", TRAIN_ON)
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_template_of_trl_labels_a_batch_as_one_by_one_and_as_the_careful_way(name, carefully, train_on):

@@ -185,6 +185,7 @@ def test_check_only_shows_then_and_now_and_trains_nothing(
     assert not list((tmp_path / "runs").iterdir())
 
 
+@pytest.mark.slow
 def test_a_missing_file_is_named_with_its_content_and_the_set_that_gives_it(published: Path, tmp_path: Path) -> None:
     """Its folder is not asked either: a file of that name beside the record would be another one."""
     (published / "recipe-kit" / "rows.jsonl").write_text("{}\n")
@@ -197,6 +198,7 @@ def test_a_missing_file_is_named_with_its_content_and_the_set_that_gives_it(publ
     )
 
 
+@pytest.mark.slow
 def test_a_missing_base_folder_is_offered_from_the_hub(run: Path, tmp_path: Path) -> None:
     copied = copy_of(run, tmp_path)
     recipe = yaml.safe_load((copied / "recipe.yaml").read_text())
@@ -223,6 +225,7 @@ def copy_of(run: Path, tmp_path: Path, **changes: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_recipe_that_was_changed_after_its_run_is_told(run: Path, tmp_path: Path) -> None:
     copied = copy_of(run, tmp_path)
     assert lock.source_of(copied).notes == ()
@@ -233,6 +236,7 @@ def test_a_recipe_that_was_changed_after_its_run_is_told(run: Path, tmp_path: Pa
     )
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_not_reproduced(run: Path, tmp_path: Path) -> None:
     result = command(copy_of(run, tmp_path, status="failed", error="out of memory"))
     assert result.exit_code == 1
@@ -263,6 +267,7 @@ def test_a_recipe_and_a_run_exclude_each_other(words: list[str], sentence: str) 
     assert sentence in result.stderr
 
 
+@pytest.mark.slow
 def test_from_run_takes_the_number_of_processes_of_the_run_unless_told_otherwise(run: Path, tmp_path: Path) -> None:
     two = copy_of(run, tmp_path, processes=2)
     words = train("--from-run", two, "--set", "training.seed=7", "--print-command").stdout.split()
@@ -490,6 +495,7 @@ def test_tasks_of_lm_eval_are_compared_within_their_standard_error() -> None:
 # --- what is published ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_public_record_says_nothing_of_machine_or_user(made: Path, run: Path) -> None:
     record = lock.public_record(run)
     assert set(record) == {"recipe-kit/recipe.yaml", "recipe-kit/run.json", "recipe-kit/metrics.json"}
@@ -509,6 +515,7 @@ def test_the_public_record_says_nothing_of_machine_or_user(made: Path, run: Path
     assert lock.public_record(run) == record
 
 
+@pytest.mark.slow
 def test_the_public_record_keeps_what_a_repetition_needs(run: Path, published: Path) -> None:
     info, told = run_dir.read(run), run_dir.read(published / "recipe-kit")
     kept = ("versions", "hardware", "processes", "seed", "training", "proofs", "method", "recipe_sha256", "notes")
@@ -527,6 +534,7 @@ def test_the_public_record_keeps_what_a_repetition_needs(run: Path, published: P
     assert load_recipe(published / "recipe-kit" / "recipe.yaml").model.chat_template == TEMPLATE
 
 
+@pytest.mark.slow
 def test_the_template_that_was_trained_is_published_also_when_its_file_has_changed(made: Path, run: Path) -> None:
     file = made / "templates" / "own.jinja"
     try:
@@ -537,6 +545,7 @@ def test_the_template_that_was_trained_is_published_also_when_its_file_has_chang
     assert yaml.safe_load(text)["model"]["chat_template"] == TEMPLATE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profiles", [["smoke"], []], ids=["smoke", "full"])
 @pytest.mark.parametrize("name", catalog.recipe_names())
 def test_the_published_recipe_of_every_shipped_one_loads_again(
@@ -551,6 +560,7 @@ def test_the_published_recipe_of_every_shipped_one_loads_again(
     assert load_recipe(again).model.revision == A
 
 
+@pytest.mark.slow
 def test_paths_and_secrets_anywhere_in_a_run_are_not_published(run: Path, tmp_path: Path) -> None:
     token = "hf_" + "Q" * 34
     copied = copy_of(
@@ -600,6 +610,7 @@ def rewritten(published: Path, **changes: Any) -> None:
     run_dir.update(published / "recipe-kit", lock=info["lock"] | {"published_recipe_sha256": digest})
 
 
+@pytest.mark.slow
 def test_a_strangers_recipe_sends_nothing_and_runs_no_code_of_a_model_unasked(published: Path) -> None:
     judge = {"url": "https://evil.example/v1", "model": "judge", "api_key_env": "AWS_SECRET_ACCESS_KEY"}
     rewritten(published, evaluation__judge=judge, training__report_to=["wandb", "tensorboard"])
@@ -617,6 +628,7 @@ def test_a_strangers_recipe_sends_nothing_and_runs_no_code_of_a_model_unasked(pu
     assert lock.source_of(published, ["model.trust_remote_code=true"]).recipe.model.trust_remote_code
 
 
+@pytest.mark.slow
 def test_a_strangers_judge_is_asked_only_at_an_address_that_the_user_gave(published: Path) -> None:
     judge = {"url": "https://evil.example/v1", "model": "judge", "api_key_env": "AWS_SECRET_ACCESS_KEY"}
     rewritten(published, evaluation__judge=judge)
@@ -625,6 +637,7 @@ def test_a_strangers_judge_is_asked_only_at_an_address_that_the_user_gave(publis
     assert asked is not None and asked.url == "http://localhost:1/v1"
 
 
+@pytest.mark.slow
 def test_a_stranger_names_no_function_of_this_machine_unasked(published: Path, tmp_path: Path) -> None:
     """`subprocess:Popen` called with a row and `shell: true` runs the name of the row's first column."""
     spec = {"name": "subprocess:Popen", "options": {"shell": True}}
@@ -641,6 +654,7 @@ def test_a_stranger_names_no_function_of_this_machine_unasked(published: Path, t
     assert agreed.recipe.evaluation.metrics[0].name == "subprocess:Popen"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -660,6 +674,7 @@ def test_a_strangers_recipe_reads_no_file_of_this_machine(published: Path, key: 
         lock.source_of(published)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -681,6 +696,7 @@ def test_a_run_json_that_push_did_not_write_is_a_sentence(published: Path, chang
         lock.source_of(published)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scores", [[], {"perplexity": None}, {"perplexity": {"label": "perplexity", "rows": 1}}], ids=str
 )
@@ -691,6 +707,7 @@ def test_a_metrics_json_that_push_did_not_write_is_a_sentence(published: Path, s
         lock.source_of(published)
 
 
+@pytest.mark.slow
 def test_a_published_record_without_its_lock_is_no_run_of_ones_own(published: Path) -> None:
     rewritten(published, model__trust_remote_code=True)
     info = run_dir.read(published / "recipe-kit")
@@ -700,6 +717,7 @@ def test_a_published_record_without_its_lock_is_no_run_of_ones_own(published: Pa
         lock.source_of(published)
 
 
+@pytest.mark.slow
 def test_a_record_whose_recipe_was_changed_afterwards_is_refused(published: Path) -> None:
     path = published / "recipe-kit" / "recipe.yaml"
     path.write_text(path.read_text().replace("learning_rate: 0.01", "learning_rate: 0.02"))
