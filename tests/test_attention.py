@@ -11,9 +11,10 @@ import torch
 from transformers.utils import import_utils
 
 from recipe_kit import attention, doctor, modeling, varlen
+from recipe_kit import plan as planning
 from recipe_kit.errors import RecipeError
 from recipe_kit.evaluation.work import inference
-from recipe_kit.recipe import Recipe
+from recipe_kit.recipe import Recipe, resolve
 from recipe_kit.speed.card import CARDS
 from recipe_kit.speed.kernels import choose_attention
 from recipe_kit.training import train
@@ -137,6 +138,20 @@ def test_it_is_refused_before_rows_are_looked_at(tmp_path: Path, install: Instal
     with pytest.raises(RecipeError, match="flex_attention cannot be used, it trains on a GPU"):
         train(asking(tmp_path, "flex_attention"), runs_dir=tmp_path / "runs")  # neither model nor rows exist
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("card", [None, "h100"])
+def test_the_plan_says_it_of_this_machine_and_not_of_another(tmp_path: Path, card: str | None) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text(
+        'name: some\nmodel: {id: "tiny:llama3", dtype: float32, attention: flex_attention}\nmethod: lora\n'
+        "data: {train: {sample: support, limit: 8}, formatter: support}\nlora: {r: 4}\ntraining: {use_cpu: true}\n",
+        encoding="utf-8",
+    )
+    told = [error["message"] for error in planning.build(resolve(path), card=card, quality=False)["errors"]]
+    reason = "it trains on a GPU, and this run is on a CPU"
+    refused = f"model.attention: flex_attention cannot be used, {reason}; set it to auto"
+    assert told == ([refused] if card is None else [])
 
 
 def test_a_recipes_attention_need_not_be_where_its_weights_are_asked(tmp_path: Path) -> None:

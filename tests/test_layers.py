@@ -43,8 +43,8 @@ ALLOWED = {
     "preview": {"labels", "recipe"},
     "arguments": {"gathering", "modeling", "recipe", "run_dir", "topology"},
     "plan": {
-        *("arguments", "data", "local_models", "modeling", "proofs", "provenance", "publish", "quality", "recipe"),
-        *("launch", "secrets", "speed", "topology", "trainer", "wiring"),
+        *("arguments", "attention", "data", "local_models", "modeling", "proofs", "provenance", "publish", "quality"),
+        *("launch", "recipe", "secrets", "speed", "topology", "trainer", "wiring"),
     },
     "data": {"catalog", "labels", "local_models", "formatters", "quality", "recipe"},
     "attention": {"recipe"},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from recipe_kit import data, launch, modeling, topology
 from recipe_kit.arguments import check_method, training_arguments
+from recipe_kit.attention import check as check_attention
 from recipe_kit.errors import RecipeKitError
 from recipe_kit.plan import access, disk, evidence, memory, on_card, rows, sizes, steps
 from recipe_kit.plan.judge import problems as problems
@@ -103,6 +104,8 @@ def build(
             "quality", lambda splits: evidence.quality_of(splits, sample, report), {"rows": splits}
         )
     _check_method(recipe, plan, stages)
+    if on_card.trains_here(recipe) and not card:
+        stages.run("attention", lambda: check_attention(recipe, modeling.capability(recipe)))
     plan["notes"] += _notes(recipe, arguments, plan)
     if given is None and gpus == 0 and shared.strategy != "none":
         plan["notes"].append(f"{shared.name} starts a process for each GPU, and here is none: give --num-processes")

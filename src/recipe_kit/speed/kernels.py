@@ -24,14 +24,11 @@ def choose_attention(
 ) -> str:
     """The implementation by its name; `auto` where the choice is transformers'. `half`: computed in 16 bits.
 
-    Raises RecipeError where `torch_varlen` is asked for and would compute something else than the model, and for
-    what `attention.check` refuses on this card.
+    Raises RecipeError where `torch_varlen` is asked for and would compute something else than the model.
     """
     wanted = str(recipe.model.attention)
     if wanted == varlen.NAME and (wrong := varlen.not_by_interface(config)):
         raise RecipeError(f"model.attention: {varlen.NAME} cannot be used, {wrong}; set it to auto")
-    if card is not None and not planned:
-        attention.check(recipe, card.capability)
     if wanted != "auto" or card is None:
         return wanted
     reason = varlen.unsupported(config)
