@@ -33,13 +33,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     for name in NAMES:
         monkeypatch.delitem(sys.modules, name, raising=False)
 
-    def put(*versions: int, code: str = "", from_hub: bool = False) -> None:
+    def put(*versions: int, code: str = "", kernels: bool = False) -> None:
         for version in (2, 3, 4):
-            there = version in versions
-            monkeypatch.setattr(
-                import_utils, f"is_flash_attn_{version}_available",
-                lambda kernels_fallback_ok=False, there=there: there or (kernels_fallback_ok and from_hub),
-            )  # fmt: skip
+            found = version in versions
+            monkeypatch.setattr(import_utils, f"is_flash_attn_{version}_available", lambda found=found: found)
+        monkeypatch.setattr(import_utils, "is_kernels_available", lambda: kernels)
         for version in versions:
             place = tmp_path / MODULES[version]
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +128,7 @@ def test_attention_that_is_asked_for_must_be_there(
 
 
 def test_what_the_hub_has_is_left_to_transformers(install: Install) -> None:
-    install(from_hub=True)
+    install(kernels=True)
     assert attention.unusable("flash_attention_2", AMPERE) is None
 
 

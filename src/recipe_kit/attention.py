@@ -32,9 +32,10 @@ def unusable(name: str, capability: tuple[int, int] | None) -> str | None:
         return None
     if capability < _AMPERE:
         return "this GPU is older than Ampere"
-    if not _is_installed(name):  # transformers takes it from the Hub if the package `kernels` is there
-        return None if _is_installed(name, kernels_fallback_ok=True) else f"{FLASH[name]} is not installed"
-    return _broken(name)
+    if _is_installed(name):
+        return _broken(name)
+    # With the package `kernels`, transformers looks for one on the Hub.
+    return None if import_utils.is_kernels_available() else f"{FLASH[name]} is not installed"
 
 
 def installed_flash(capability: tuple[int, int], notes: list[str]) -> str | None:
@@ -53,8 +54,8 @@ def installed_flash(capability: tuple[int, int], notes: list[str]) -> str | None
     return None
 
 
-def _is_installed(name: str, **how: bool) -> bool:
-    return bool(getattr(import_utils, f"is_flash_attn_{name[-1]}_available")(**how))
+def _is_installed(name: str) -> bool:
+    return bool(getattr(import_utils, f"is_flash_attn_{name[-1]}_available")())
 
 
 def _broken(name: str) -> str | None:
