@@ -118,6 +118,15 @@ def test_torch_varlen_is_refused_for_a_model_that_it_would_change(tmp_path: Path
     )
 
 
+def test_flash_attention_is_refused_to_a_run_in_32_bits(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, model=", attention: flash_attention_2")
+    with pytest.raises(RecipeError) as refused:
+        chosen(recipe, "h100", precision="float32")
+    reason = "it computes in 16 bits and this run does not"
+    assert str(refused.value) == f"model.attention: flash_attention_2 cannot be used, {reason}; set it to auto"
+    assert chosen(recipe, "h100").attention == "flash_attention_2"
+
+
 def test_rows_are_not_joined_for_a_kernel_that_the_card_has_not(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, model=", attention: torch_varlen")
     assert chosen(recipe, "h100").training["padding_free"] is True

@@ -30,7 +30,7 @@ from transformers.utils.hub import extract_commit_hash
 
 import recipe_kit.varlen  # noqa: F401, registers its attention with transformers
 from recipe_kit.attention import unusable
-from recipe_kit.errors import ModelError
+from recipe_kit.errors import ModelError, first_line
 from recipe_kit.local_models import local_folder
 from recipe_kit.recipe import ModelSection, Recipe
 from recipe_kit.topology import quant_storage, strategy_here
@@ -337,7 +337,7 @@ def _from_pretrained(factory: Any, model: ModelSection, **options: Any) -> Any:
     except torch.cuda.OutOfMemoryError:
         raise
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        first = first_line(error)
         if isinstance(error, ImportError):
             raise ModelError(f"model.id: cannot load {model.id}, a package is missing or broken ({first})") from error
         if folder is not None or Path(where).is_dir():

@@ -245,8 +245,7 @@ def _memory(plan: Plan) -> Iterator[str]:
     if part is None:
         yield from _left_out(plan, "memory")
         return
-    sharded = part["strategy"] in ("fsdp2", "zero2", "zero3")
-    known = "counted and not measured yet" if sharded else f"within about {100 * part['error']:.0f} %"
+    known = f"within about {100 * part['error']:.0f} %"
     yield f"{gib(part['peak_bytes'])} at the peak ({part['phase']}), {known}: {part['tokens']:,} tokens a micro-batch"
     if part["processes"] > 1:
         yield f"  on each of {part['processes']} GPUs, strategy {part['strategy']}"

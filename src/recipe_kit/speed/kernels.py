@@ -24,11 +24,16 @@ def choose_attention(
 ) -> str:
     """The implementation by its name; `auto` where the choice is transformers'. `half`: computed in 16 bits.
 
-    Raises RecipeError where `torch_varlen` is asked for and would compute something else than the model.
+    Raises RecipeError where `torch_varlen` is asked for and would compute something else than the model, or
+    FlashAttention in 32 bits.
     """
     wanted = str(recipe.model.attention)
     if wanted == varlen.NAME and (wrong := varlen.not_by_interface(config)):
         raise RecipeError(f"model.attention: {varlen.NAME} cannot be used, {wrong}; set it to auto")
+    if wanted in attention.FLASH and card is not None and not half:
+        raise RecipeError(
+            f"model.attention: {wanted} cannot be used, it computes in 16 bits and this run does not; set it to auto"
+        )
     if wanted != "auto" or card is None:
         return wanted
     reason = varlen.unsupported(config)

@@ -20,13 +20,13 @@ import trl
 from accelerate.utils import gather_object
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from recipe_kit.errors import ModelError
+from recipe_kit.errors import ModelError, first_line
 from recipe_kit.proofs import Verdict
 from recipe_kit.wiring.alone import alone
 from recipe_kit.wiring.arrival import labels_reach_the_model
 from recipe_kit.wiring.packs import isolation, packed_rows_isolated
 from recipe_kit.wiring.setup import RefusedError, Setup, pairs
-from recipe_kit.wiring.small import first_line, miniature
+from recipe_kit.wiring.small import miniature
 from recipe_kit.wiring.steps import batch_size_does_not_matter
 
 __all__ = ["check", "isolation", "miniature", "processes_agree"]

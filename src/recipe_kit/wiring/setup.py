@@ -13,8 +13,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.trainer_callback import PrinterCallback
 
 from recipe_kit.arguments import for_trainer
+from recipe_kit.errors import first_line
 from recipe_kit.labels import IGNORED
-from recipe_kit.wiring.small import VOCABULARY, first_line
+from recipe_kit.wiring.small import VOCABULARY
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]  # token ids and labels, equally long
 

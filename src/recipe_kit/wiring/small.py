@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-from recipe_kit.errors import ModelError
+from recipe_kit.errors import ModelError, first_line
 
 VOCABULARY = 499  # prime, so that neighbouring control tokens and regular strides stay apart when ids are folded
 _LARGEST_MINIATURE = 5_000_000  # parameters
@@ -111,7 +111,3 @@ def _cut_rotary_factors(config: PretrainedConfig) -> None:
         for name in ("short_factor", "long_factor"):
             if isinstance(scaling.get(name), list):
                 scaling[name] = scaling[name][: size // 2]
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
