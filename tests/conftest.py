@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # here, because huggingface_hub reads it once, when it is first imported
 os.environ["DS_ACCELERATOR"] = "cpu"  # so does DeepSpeed, which without a GPU would say so on stdout
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job, whose children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
